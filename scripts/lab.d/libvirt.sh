@@ -1,0 +1,3 @@
+# shellcheck shell=bash
+libvirt_stop() { :; }
+libvirt_clean() { :; }
