@@ -16,15 +16,16 @@ is_root() { [[ $(id -u) == 0 ]]; }
 # A probe is a command, or a path when it holds a slash. Packages whose probe is missing are installed as root;
 # anybody else is told what to install.
 need() {
-  local pair probe package missing=()
+  local pair probe package missing=() wanted=()
   for pair in "$@"; do
     probe=${pair%%:*} package=${pair#*:}
+    wanted+=("$package")
     if [[ $probe == */* ]]; then
       [[ -e $probe ]] && continue
     else
       command -v "$probe" >/dev/null && continue
     fi
-    [[ " ${missing[*]} " == *" $package "* ]] || missing+=("$package")
+    missing+=("$package")
   done
   ((${#missing[@]})) || return 0
   local install="apt-get install -y --no-install-recommends ${missing[*]}"
@@ -33,8 +34,28 @@ need() {
   fi
   say "installing: ${missing[*]}"
   apt_update
+  if ! apt_install --simulate "${missing[@]}" 2>/dev/null; then
+    mapfile -t -O "${#missing[@]}" missing < <(offered_versions "${wanted[@]}")
+    say "replacing what no configured source offers: ${missing[*]}"
+  fi
+  apt_install "${missing[@]}" || die "failed: $install"
+}
+
+# Never removes a package; replaces one only by a version that the caller names.
+apt_install() {
   DEBIAN_FRONTEND=noninteractive apt-get -qq -o DPkg::Lock::Timeout=300 install -y --no-install-recommends \
-    "${missing[@]}" >/dev/null || die "failed: $install"
+    --no-remove --allow-downgrades "$@" >/dev/null
+}
+
+# offered_versions PACKAGE...: PACKAGE=VERSION for each that is installed in a version that no source offers. A stray
+# backport (of qemu-utils, say) makes the packages that go with it impossible to install.
+offered_versions() {
+  local package installed offered
+  for package in "$@"; do
+    installed=$(dpkg-query -W -f '${Version}' "$package" 2>/dev/null) && [[ $installed ]] || continue
+    offered=$(apt-cache madison "$package" | awk '{ print $3 }')
+    grep -qxF -- "$installed" <<<"$offered" || printf '%s=%s\n' "$package" "${offered%%$'\n'*}"
+  done
 }
 
 apt_update() {

@@ -1,3 +1,124 @@
 # shellcheck shell=bash
-libvirt_stop() { :; }
-libvirt_clean() { :; }
+# shellcheck disable=SC2154  # here, dir, id and number are set by scripts/lab
+# A private libvirtd and virtlogd, by emulation, in a mount namespace where libvirt's system folders are the lab's own
+# (libvirt-namespace), with three bridges: an untagged one with DHCP, and one for each of two VLANs by name pattern.
+
+libvirt_vlans=(100 200)
+
+libvirt_install() {
+  need libvirtd:libvirt-daemon-system virsh:libvirt-clients dnsmasq:dnsmasq-base ip:iproute2 unshare:util-linux \
+    /usr/lib/x86_64-linux-gnu/libvirt/connection-driver/libvirt_driver_qemu.so:libvirt-daemon-driver-qemu \
+    qemu-system-x86_64:qemu-system-x86 qemu-img:qemu-utils /usr/share/seabios/bios-256k.bin:seabios \
+    iptables:iptables ebtables:ebtables
+}
+
+libvirt_setup() {
+  local folder=$dir/libvirt vlan index=0
+  mkdir -p "$folder"/{run,lib/images,lib/qemu,lib/boot,log/qemu,cache/qemu,dev,images}
+  chown libvirt-qemu "$folder/lib/qemu" "$folder/cache/qemu"
+  cp -a /etc/libvirt "$folder/etc"
+  rm -rf "$folder"/etc/qemu/{networks,autostart,*.xml} "$folder"/etc/{secrets,storage}
+  mkdir -p /run/libvirt
+  cat >"$folder/etc/libvirtd.conf" <<CONF
+auth_unix_rw = "none"
+auth_unix_ro = "none"
+unix_sock_rw_perms = "0700"
+log_filters = "3:util.object"
+log_outputs = "2:stderr"
+CONF
+  cat >"$folder/etc/qemu.conf" <<CONF
+security_driver = "none"
+CONF
+  libvirt_bridge "hwmv-$id" "$(libvirt_net 0).1/24"
+  for vlan in "${libvirt_vlans[@]}"; do
+    index=$((index + 1))
+    libvirt_bridge "hwmv-$id.$vlan" "$(libvirt_net "$index").1/24"
+  done
+}
+
+# libvirt_net INDEX: the first three bytes of a bridge's network.
+libvirt_net() { printf '10.%d.%d\n' $((224 + 8 * $1 + number / 256 % 8)) $((number % 256)); }
+
+libvirt_bridge() {
+  ip link delete "$1" 2>/dev/null || true
+  ip link add "$1" type bridge
+  ip address add "$2" dev "$1"
+  ip link set "$1" up
+}
+
+libvirt_daemon() {
+  local name=$1
+  run_daemon "$name" unshare --mount --propagation private "$here/lab.d/libvirt-namespace" "$dir/libvirt" \
+    "hwm-lab-$id" "$name" --pid-file "$dir/libvirt/$name.pid" --config "/etc/libvirt/$name.conf"
+}
+
+libvirt_start() {
+  local net
+  net=$(libvirt_net 0)
+  if ! [[ -e $dir/dnsmasq.pid ]] || gone "$(cat "$dir/dnsmasq.pid")"; then
+    run_daemon dnsmasq dnsmasq --keep-in-foreground --conf-file=/dev/null --port=0 --bind-interfaces \
+      --interface="hwmv-$id" --dhcp-range="$net.100,$net.199,1h" --dhcp-option=option:router \
+      --dhcp-leasefile="$dir/libvirt/leases" --pid-file= --user=root
+  fi
+  if ! [[ -e $dir/virtlogd.pid ]] || gone "$(cat "$dir/virtlogd.pid")"; then
+    libvirt_daemon virtlogd
+    started virtlogd 20 test -S "$dir/libvirt/run/virtlogd-sock"
+  fi
+  libvirt_daemon libvirtd
+  started libvirtd 60 private_virsh version
+}
+
+libvirt_ready() {
+  local index=0 vlan vlans=()
+  put HWM_TEST_LIBVIRT_URI "$(libvirt_uri)"
+  put HWM_TEST_LIBVIRT_PIDFILE "$dir/libvirtd.pid"
+  put HWM_TEST_LIBVIRT_IMAGES "$dir/libvirt/images"
+  put HWM_TEST_DOMAIN_TYPE qemu
+  put HWM_TEST_BRIDGE "hwmv-$id"
+  put HWM_TEST_BRIDGE_NET "$(libvirt_net 0)"
+  for vlan in "${libvirt_vlans[@]}"; do
+    index=$((index + 1))
+    vlans+=("$vlan=$(libvirt_net "$index")")
+  done
+  put HWM_TEST_VLAN_NETS "${vlans[*]}"
+  # A copy where QEMU's user may read it.
+  cp "$(guest_image)" "$dir/libvirt/images/guest.qcow2"
+  put HWM_TEST_GUEST "$dir/libvirt/images/guest.qcow2"
+}
+
+libvirt_uri() { printf 'qemu+unix:///system?socket=%s/libvirt/run/libvirt-sock\n' "$dir"; }
+
+private_virsh() { timeout 60 virsh -q -c "$(libvirt_uri)" "$@"; }
+
+libvirt_halt() { stop_daemon libvirtd "$1"; }
+
+# Domains go through a living libvirtd, which then also takes back what it made for them (taps, filter rules).
+libvirt_stop() {
+  local domain
+  [[ -d $dir/libvirt/etc ]] || return 0
+  if ! private_virsh version >/dev/null 2>&1; then
+    stop_daemon libvirtd KILL
+    libvirt_namespace_pids | grep -q . && (libvirt_start) >/dev/null 2>&1
+  fi
+  while read -r domain; do
+    [[ ! $domain ]] || private_virsh destroy "$domain" >/dev/null 2>&1 || true
+  done < <(private_virsh list --uuid 2>/dev/null)
+  stop_daemon libvirtd
+  stop_daemon virtlogd
+  stop_daemon dnsmasq
+  libvirt_namespace_pids | xargs -r kill -KILL 2>/dev/null
+}
+
+libvirt_namespace_pids() {
+  grep -lE -- "- tmpfs hwm-lab-$id " /proc/[0-9]*/mountinfo 2>/dev/null | cut -d/ -f3
+}
+
+libvirt_clean() {
+  local vlan
+  for vlan in '' "${libvirt_vlans[@]/#/.}"; do
+    ip link delete "hwmv-$id$vlan" 2>/dev/null || true
+  done
+  # Only what is empty goes: another libvirt's is not.
+  rmdir /run/libvirt 2>/dev/null || true
+  find /sys/fs/cgroup -depth -type d -path '*/machine*' -exec rmdir {} \; 2>/dev/null || true
+}

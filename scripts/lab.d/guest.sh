@@ -1,0 +1,117 @@
+# shellcheck shell=bash
+# shellcheck disable=SC2154  # here is set by scripts/lab
+# The tiny guest: Debian's cloud kernel and a busybox root in memory, on a bootable disk (BIOS, qcow2). It boots in
+# seconds without KVM and has a root shell on ttyS0 and tty1, ACPI shutdown, DHCP or the address of a NoCloud seed, SSH
+# with the seed's key, a page on port 80 and the guest agent. What it does at boot is guest/rc.
+
+guest_modules=(virtio_pci virtio_blk virtio_net virtio_console virtio-rng virtio_balloon evdev button isofs vfat
+  nls_cp437 nls_ascii)
+
+# guest_image: prints the path of the image, which is built once for each version of what it is made of.
+guest_image() {
+  need syslinux:syslinux mcopy:mtools mkfs.vfat:dosfstools sfdisk:fdisk qemu-img:qemu-utils cpio:cpio
+  local cache version image work
+  cache=$(cache_dir)
+  version=$(cat "$here/lab.d/guest.sh" "$here"/lab.d/guest/* | sha256sum | cut -c1-12)
+  image=$cache/guest-$version.qcow2
+  if [[ ! -e $image ]]; then
+    say "building the tiny guest"
+    work=$(mktemp -d "$cache/guest.XXXXXX")
+    (guest_build "$work") >&2 || {
+      rm -rf "$work"
+      die "cannot build the tiny guest"
+    }
+    mv "$work/guest.qcow2" "$image"
+    rm -rf "$work"
+  fi
+  printf '%s\n' "$image"
+}
+
+guest_build() {
+  set -euo pipefail
+  local work=$1 kernel
+  kernel=$(guest_kernel)
+  kernel=$(unpacked "$kernel")
+  guest_root "$work/root" "$kernel"
+  (cd "$work/root" && find . -print0 | cpio --quiet -0 -o -H newc -R 0:0) | gzip -1 >"$work/initrd"
+
+  # One active FAT partition at 1 MiB, filled without mounting it.
+  truncate -s 64M "$work/disk"
+  echo 'start=2048, type=c, bootable' | sfdisk -q "$work/disk"
+  mkfs.vfat -F 32 --offset 2048 -n GUEST "$work/disk" $((63 * 1024)) >/dev/null
+  mcopy -i "$work/disk@@1M" "$kernel"/boot/vmlinuz-* ::/vmlinuz
+  mcopy -i "$work/disk@@1M" "$work/initrd" ::/initrd
+  mcopy -i "$work/disk@@1M" "$here/lab.d/guest/syslinux.cfg" ::/syslinux.cfg
+  syslinux --install -t 1048576 "$work/disk"
+  dd if="$(unpacked syslinux-common)/usr/lib/syslinux/mbr/mbr.bin" of="$work/disk" bs=440 count=1 conv=notrunc status=none
+  qemu-img convert -c -O qcow2 "$work/disk" "$work/guest.qcow2"
+}
+
+# guest_kernel: the package that linux-image-cloud-amd64 stands for.
+guest_kernel() {
+  local name
+  name=$(ls -d "$(cache_dir)"/linux-image-*-cloud-amd64 2>/dev/null | sort -V | tail -n 1)
+  if [[ ! $name ]]; then
+    name=$(apt-cache depends linux-image-cloud-amd64 2>/dev/null | sed -n 's/^ *Depends: \(linux-image-[0-9].*\)/\1/p')
+  fi
+  if [[ ! $name ]]; then
+    apt_update
+    name=$(apt-cache depends linux-image-cloud-amd64 | sed -n 's/^ *Depends: \(linux-image-[0-9].*\)/\1/p')
+  fi
+  printf '%s\n' "${name##*/}"
+}
+
+# guest_root ROOT KERNEL: the root file system that the kernel unpacks into memory.
+guest_root() {
+  local root=$1 kernel=$2 busybox name release file
+  busybox=$(unpacked busybox-static)/bin/busybox
+  mkdir -p "$root"/{bin,dev,disk,etc/acpi,etc/dropbear,proc,root/.ssh,run,seed,sys,tmp,var/log,var/run,www}
+  ln -s bin "$root/sbin"
+  cp "$busybox" "$root/bin/"
+  "$busybox" --list | while read -r name; do
+    [[ $name == busybox ]] || ln -s busybox "$root/bin/$name"
+  done
+  ln -s /bin/busybox "$root/init"
+
+  release=$(ls "$kernel/lib/modules")
+  [[ -e $kernel/lib/modules/$release/modules.dep ]] || "$busybox" depmod -b "$kernel" "$release"
+  for name in "${guest_modules[@]}"; do
+    # A line reads "module: what it needs, all of it".
+    grep "/$name.ko:" "$kernel/lib/modules/$release/modules.dep" | tr -d : | tr ' ' '\n'
+  done | sort -u | while read -r file; do
+    install -D -m 644 "$kernel/lib/modules/$release/$file" "$root/lib/modules/$release/$file"
+  done
+  "$busybox" depmod -b "$root" "$release"
+
+  guest_program "$root" qemu-guest-agent usr/sbin/qemu-ga libglib2.0-0 libnuma1 liburing2 libudev1 libpcre2-8-0
+  guest_program "$root" dropbear-bin usr/sbin/dropbear libtomcrypt1 libtommath1 libgmp10 libcrypt1 zlib1g
+
+  cp "$here/lab.d/guest/rc" "$here/lab.d/guest/inittab" "$here/lab.d/guest/udhcpc" "$root/etc/"
+  install -D "$here/lab.d/guest/power" "$root/etc/acpi/PWRF/00000080"
+  printf 'root::0:0:root:/root:/bin/sh\n' >"$root/etc/passwd"
+  printf 'root:x:0:\n' >"$root/etc/group"
+  echo 'passwd: files' >"$root/etc/nsswitch.conf"
+  echo /bin/sh >"$root/etc/shells"
+}
+
+# guest_program ROOT PACKAGE FILE LIBRARY-PACKAGE...: a dynamic program with its libraries.
+guest_program() {
+  local root=$1 package=$2 file=$3 program library paths=
+  shift 3
+  program=$(unpacked "$package")/$file
+  for package in "$@"; do
+    library=$(unpacked "$package")
+    paths+=:$library/lib/x86_64-linux-gnu:$library/usr/lib/x86_64-linux-gnu
+  done
+  cp "$program" "$root/bin/"
+  if LD_LIBRARY_PATH=${paths#:} ldd "$program" | grep 'not found'; then
+    die "$program lacks libraries"
+  fi
+  LD_LIBRARY_PATH=${paths#:} ldd "$program" | grep -oE '(/[^ ]+)+ \(' | while read -r library _; do
+    mkdir -p "$root/lib/x86_64-linux-gnu" "$root/lib64"
+    case $library in
+      */ld-linux*) cp -L "$library" "$root/lib64/" ;;
+      *) cp -L "$library" "$root/lib/x86_64-linux-gnu/" ;;
+    esac
+  done
+}
