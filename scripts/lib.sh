@@ -52,7 +52,8 @@ apt_install() {
 offered_versions() {
   local package installed offered
   for package in "$@"; do
-    installed=$(dpkg-query -W -f '${Version}' "$package" 2>/dev/null) && [[ $installed ]] || continue
+    installed=$(dpkg-query -W -f '${Version}' "$package" 2>/dev/null) || continue
+    [[ $installed ]] || continue
     offered=$(apt-cache madison "$package" | awk '{ print $3 }')
     grep -qxF -- "$installed" <<<"$offered" || printf '%s=%s\n' "$package" "${offered%%$'\n'*}"
   done
@@ -114,4 +115,12 @@ free_port() {
     fi
   done
   die "no free port found"
+}
+
+# unmount_below FOLDER: everything mounted under it, the deepest first.
+unmount_below() {
+  local target
+  while read -r target; do
+    umount -l "$target" 2>/dev/null || true
+  done < <(awk -v folder="$1/" 'index($5, folder) == 1 { print $5 }' /proc/self/mountinfo | sort -r)
 }

@@ -7,12 +7,18 @@
 guest_modules=(virtio_pci virtio_blk virtio_net virtio_console virtio-rng virtio_balloon evdev button isofs vfat
   nls_cp437 nls_ascii)
 
+guest_needs=(syslinux:syslinux mcopy:mtools mkfs.vfat:dosfstools mkfs.ext4:e2fsprogs sfdisk:fdisk qemu-img:qemu-utils
+  cpio:cpio)
+
 # guest_image: prints the path of the image, which is built once for each version of what it is made of.
 guest_image() {
-  need syslinux:syslinux mcopy:mtools mkfs.vfat:dosfstools sfdisk:fdisk qemu-img:qemu-utils cpio:cpio
+  need "${guest_needs[@]}"
   local cache version image work
   cache=$(cache_dir)
-  version=$(cat "$here/lab.d/guest.sh" "$here"/lab.d/guest/* | sha256sum | cut -c1-12)
+  version=$({
+    cat "$here"/lab.d/guest/*
+    declare -f guest_build guest_root guest_program bootable_disk
+  } | sha256sum | cut -c1-12)
   image=$cache/guest-$version.qcow2
   if [[ ! -e $image ]]; then
     say "building the tiny guest"
@@ -35,16 +41,31 @@ guest_build() {
   guest_root "$work/root" "$kernel"
   (cd "$work/root" && find . -print0 | cpio --quiet -0 -o -H newc -R 0:0) | gzip -1 >"$work/initrd"
 
-  # One active FAT partition at 1 MiB, filled without mounting it.
-  truncate -s 64M "$work/disk"
-  echo 'start=2048, type=c, bootable' | sfdisk -q "$work/disk"
-  mkfs.vfat -F 32 --offset 2048 -n GUEST "$work/disk" $((63 * 1024)) >/dev/null
-  mcopy -i "$work/disk@@1M" "$kernel"/boot/vmlinuz-* ::/vmlinuz
-  mcopy -i "$work/disk@@1M" "$work/initrd" ::/initrd
-  mcopy -i "$work/disk@@1M" "$here/lab.d/guest/syslinux.cfg" ::/syslinux.cfg
-  syslinux --install -t 1048576 "$work/disk"
-  dd if="$(unpacked syslinux-common)/usr/lib/syslinux/mbr/mbr.bin" of="$work/disk" bs=440 count=1 conv=notrunc status=none
-  qemu-img convert -c -O qcow2 "$work/disk" "$work/guest.qcow2"
+  mkdir "$work/boot" "$work/data"
+  cp "$kernel"/boot/vmlinuz-* "$work/boot/vmlinuz"
+  mv "$work/initrd" "$work/boot/initrd"
+  bootable_disk "$work" 63 15 "$work/data" "console=tty0 console=ttyS0,115200 quiet mitigations=off"
+}
+
+# bootable_disk WORK BOOT_MIB ROOT_MIB ROOT CMDLINE: WORK/guest.qcow2, for a BIOS. Its first partition (FAT, label BOOT)
+# starts the kernel and initrd of WORK/boot through syslinux; the second (ext4, label root) is a copy of the folder ROOT.
+# Nothing is mounted and no loop device is needed.
+bootable_disk() {
+  local work=$1 boot_end=$(($2 + 1)) root_mib=$3 root=$4 cmdline=$5 disk=$1/disk
+  truncate -s $((boot_end + root_mib))M "$disk"
+  printf '%s\n' "start=2048, size=$2M, type=c, bootable" "start=$((boot_end * 2048)), type=83" | sfdisk -q "$disk"
+  # mkfs.vfat takes all that is behind the offset: so the disk ends there for a moment.
+  truncate -s ${boot_end}M "$disk"
+  mkfs.vfat -F 32 --offset 2048 -n BOOT "$disk" >/dev/null
+  truncate -s $((boot_end + root_mib))M "$disk"
+  mkfs.ext4 -q -F -L root -d "$root" -E offset=$((boot_end * 1024 * 1024)) "$disk" "${root_mib}M"
+
+  printf '%s\n' 'DEFAULT linux' 'PROMPT 0' 'LABEL linux' '  LINUX /vmlinuz' '  INITRD /initrd' "  APPEND $cmdline" \
+    >"$work/boot/syslinux.cfg"
+  mcopy -i "$disk@@1M" "$work"/boot/* ::/
+  syslinux --install -t 1048576 "$disk"
+  dd if="$(unpacked syslinux-common)/usr/lib/syslinux/mbr/mbr.bin" of="$disk" bs=440 count=1 conv=notrunc status=none
+  qemu-img convert -c -O qcow2 "$disk" "$work/guest.qcow2"
 }
 
 # guest_kernel: the package that linux-image-cloud-amd64 stands for.

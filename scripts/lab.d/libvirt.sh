@@ -98,7 +98,9 @@ libvirt_stop() {
   [[ -d $dir/libvirt/etc ]] || return 0
   if ! private_virsh version >/dev/null 2>&1; then
     stop_daemon libvirtd KILL
-    libvirt_namespace_pids | grep -q . && (libvirt_start) >/dev/null 2>&1
+    if [[ $(libvirt_namespace_pids) ]]; then
+      (libvirt_start) >/dev/null 2>&1 || true
+    fi
   fi
   while read -r domain; do
     [[ ! $domain ]] || private_virsh destroy "$domain" >/dev/null 2>&1 || true
@@ -118,7 +120,9 @@ libvirt_clean() {
   for vlan in '' "${libvirt_vlans[@]/#/.}"; do
     ip link delete "hwmv-$id$vlan" 2>/dev/null || true
   done
-  # Only what is empty goes: another libvirt's is not.
-  rmdir /run/libvirt 2>/dev/null || true
+  # Removing a folder unmounts what another lab has there in its own namespace.
+  if ! grep -qs ' /run/libvirt ' /proc/[0-9]*/mountinfo; then
+    rmdir /run/libvirt 2>/dev/null || true
+  fi
   find /sys/fs/cgroup -depth -type d -path '*/machine*' -exec rmdir {} \; 2>/dev/null || true
 }

@@ -1,0 +1,222 @@
+//! The contract between the manager and what hands out GPUs.
+//!
+//! The manager asks for a [`plan`](Accelerators::plan), commits its claims, and only then has the devices
+//! [`prepare`](Accelerators::prepare)d; what is prepared reaches a backend as a [`DeviceGrant`] and in no
+//! other form. The promises of [`crate::backend`] on idempotence, cancellation and truth hold here too:
+//! a placement names a slice by (card, profile, start), so preparing it again finds the same slice, and a
+//! slice that may be somebody else's is reported, never used and never destroyed.
+
+use async_trait::async_trait;
+use serde::{Deserialize, Serialize};
+
+use crate::backend::{Call, Result, Stream};
+use crate::config::{GpuRequest, ResourceType};
+use crate::error::Violation;
+use crate::id::{GpuUuid, ResourceId};
+use crate::ledger::Claim;
+use crate::metrics::GpuMetrics;
+use crate::units::Bytes;
+
+/// Knows the node's GPUs and hands them out. See the [module's contract](self).
+#[cfg_attr(feature = "mock", mockall::automock)]
+#[async_trait]
+pub trait Accelerators: Send + Sync + 'static {
+    /// The GPUs as they were seen last. Never blocks on a device.
+    fn inventory(&self) -> Inventory;
+
+    /// Chooses places for a request, given what is claimed on the node. Pure: the same arguments and the
+    /// same inventory choose the same places.
+    fn plan(
+        &self,
+        request: &GpuRequest,
+        workload: ResourceType,
+        held: &[Claim],
+    ) -> std::result::Result<Vec<Placement>, PlacementRefusal>;
+
+    /// Makes one placement ready for a workload: creates the slice, or proves that the card can be passed
+    /// through.
+    async fn prepare(
+        &self,
+        call: &Call,
+        owner: ResourceId,
+        placement: &Placement,
+        to: ResourceType,
+    ) -> Result<DeviceGrant>;
+
+    /// Takes one placement back, and returns when that is proved.
+    async fn release(&self, call: &Call, owner: ResourceId, placement: &Placement) -> Result<()>;
+
+    /// What happens to the devices. The stream ends when the driver is lost.
+    async fn events(&self) -> Result<Stream<AcceleratorEvent>>;
+
+    /// What these devices do, by UUID of card or instance, in one pass.
+    async fn metrics(&self, uuids: &[String]) -> Result<Vec<GpuMetrics>>;
+
+    /// Looks at a quarantined card again, and puts it back into use if it is well.
+    async fn recover(&self, card: &GpuUuid) -> Result<()>;
+}
+
+/// The GPUs of a node.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Inventory {
+    /// The cards, by index.
+    pub cards: Vec<Card>,
+    /// Why there are none, or why some may be missing.
+    pub reason: Option<String>,
+    /// Version of the driver.
+    pub driver: Option<String>,
+}
+
+/// A GPU.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Card {
+    /// Kept for the card's life on the node.
+    pub index: u32,
+    /// Its UUID.
+    pub uuid: GpuUuid,
+    /// Its model.
+    pub model: String,
+    /// Its PCI address, for example `0000:3b:00.0`.
+    pub pci_address: String,
+    /// Its memory.
+    pub memory: Option<Bytes>,
+    /// Whether it is in MIG mode.
+    pub mig_enabled: bool,
+    /// The parts that a claim of the whole card names; at least one.
+    pub parts: Vec<String>,
+    /// Its MIG instances, ours and others'.
+    pub instances: Vec<Instance>,
+    /// Whether it can be handed out.
+    pub health: GpuHealth,
+    /// Why it is not well.
+    pub reason: Option<String>,
+}
+
+/// A MIG instance on a card.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Instance {
+    /// Its profile, for example `1g.5gb`.
+    pub profile: String,
+    /// Its first slot.
+    pub start: u32,
+    /// How many slots it takes.
+    pub size: u32,
+    /// Its UUID.
+    pub uuid: String,
+    /// Whether hwm made or adopted it.
+    pub ours: bool,
+}
+
+/// Whether a card can be handed out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub enum GpuHealth {
+    /// It can.
+    Ok,
+    /// It can, and something is not as it should be.
+    Degraded,
+    /// It cannot until it is recovered.
+    Quarantined,
+    /// It is gone.
+    Lost,
+}
+
+/// A place on a card: the whole of it, or a slice.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Placement {
+    /// The card.
+    pub card: GpuUuid,
+    /// The parts that are claimed.
+    pub parts: Vec<String>,
+    /// What is done there.
+    pub kind: PlacementKind,
+}
+
+/// What is done at a place.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum PlacementKind {
+    /// The whole card is handed out.
+    Whole,
+    /// A slice is made here, and removed with the workload.
+    Slice {
+        /// Its profile, as the card names it.
+        profile: String,
+        /// Its first slot.
+        start: u32,
+        /// How many slots it takes.
+        size: u32,
+    },
+    /// A slice that exists is handed out, and stays.
+    Existing {
+        /// Its UUID.
+        uuid: String,
+    },
+}
+
+/// Why a request has no place.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum PlacementRefusal {
+    /// The request breaks a rule of this node: an unknown name, a profile that no card has. The field is
+    /// relative to the config.
+    Invalid(Vec<Violation>),
+    /// This node cannot do it, and why.
+    Unsupported(String),
+    /// Others hold what it would need.
+    Taken {
+        /// What was asked for.
+        wanted: String,
+        /// The smallest set of resources whose end would make room.
+        holders: Vec<ResourceId>,
+        /// What would do instead.
+        remedy: String,
+    },
+}
+
+/// A device made ready for one workload.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct DeviceGrant {
+    /// The card.
+    pub card: GpuUuid,
+    /// UUID of the card, or of the MIG instance.
+    pub uuid: String,
+    /// Its memory.
+    pub memory: Option<Bytes>,
+    /// How it is attached.
+    pub attachment: Attachment,
+}
+
+/// How a device is attached to a workload.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Attachment {
+    /// By UUID through the container runtime.
+    Runtime,
+    /// PCI functions by VFIO: the whole IOMMU group, bridges aside. libvirt rebinds the drivers.
+    Vfio {
+        /// PCI addresses, for example `0000:3b:00.0`.
+        functions: Vec<String>,
+    },
+    /// A virtual function that stays on its driver.
+    VirtualFunction {
+        /// Its PCI address.
+        function: String,
+    },
+    /// A mediated device.
+    Mdev {
+        /// Its UUID.
+        uuid: String,
+    },
+}
+
+/// Something that happened to a device.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AcceleratorEvent {
+    /// The card.
+    pub card: GpuUuid,
+    /// The MIG instance, where it is about one.
+    pub instance: Option<String>,
+    /// Whether what runs on it is lost.
+    pub fatal: bool,
+    /// What happened, for people, for example `XID 79: GPU has fallen off the bus`.
+    pub message: String,
+}

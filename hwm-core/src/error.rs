@@ -1,0 +1,248 @@
+//! What can go wrong, in the contract's words.
+
+use std::fmt;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::backend::{BackendError, BackendErrorKind};
+use crate::id::{BackendName, ResourceId};
+use crate::lifecycle::{Action, Phase};
+use crate::store::StoreError;
+
+/// One broken rule of a request, with the field it is about.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Violation {
+    /// Path of the field, for example `config.containerPorts[1].hostPort`; empty for the whole body.
+    pub field: String,
+    /// What is wrong and what would be right.
+    pub message: String,
+}
+
+impl Violation {
+    /// A broken rule of a field.
+    pub fn new(field: impl Into<String>, message: impl Into<String>) -> Self {
+        Self {
+            field: field.into(),
+            message: message.into(),
+        }
+    }
+}
+
+impl fmt::Display for Violation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.field.is_empty() {
+            f.write_str(&self.message)
+        } else {
+            write!(f, "{}: {}", self.field, self.message)
+        }
+    }
+}
+
+/// What kind of claim two workloads could not share.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ConflictKind {
+    /// A GPU, whole or in part.
+    Gpu,
+    /// A port of the node.
+    Port,
+    /// An address on a VLAN.
+    Address,
+    /// A folder of the host that only one may write to.
+    Volume,
+    /// CPU, memory or disk.
+    Capacity,
+}
+
+/// A claim that cannot be had: who holds what, and what would free it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Conflict {
+    /// The kind of claim.
+    pub kind: ConflictKind,
+    /// What was asked for, for example `host port 8080/tcp` or `GPU-5c0f… (index 0)`.
+    pub wanted: String,
+    /// Who holds it. Left empty towards a caller who may not see the holders.
+    pub holders: Vec<Holder>,
+    /// What would free it or do instead.
+    pub remedy: String,
+}
+
+/// A resource that holds something.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Holder {
+    /// The resource.
+    pub resource_id: ResourceId,
+    /// Its name.
+    pub name: String,
+    /// What it holds.
+    pub holds: String,
+}
+
+impl fmt::Display for Conflict {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} cannot be had", self.wanted)?;
+        for (i, holder) in self.holders.iter().enumerate() {
+            let lead = if i == 0 { ": held by" } else { " and" };
+            write!(f, "{lead} \"{}\" ({})", holder.name, holder.resource_id)?;
+        }
+        write!(f, "; {}", self.remedy)
+    }
+}
+
+/// Everything that a call to hwm can fail with.
+///
+/// `Display` says what was being done, to what, and the way out; a cause, where there is one, is in
+/// [`source`](std::error::Error::source).
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The request breaks rules; all of them are listed.
+    #[error("the request breaks {} rule{}", .0.len(), if .0.len() == 1 { "" } else { "s" })]
+    Validation(Vec<Violation>),
+    /// There is no such thing, or the caller may not see it.
+    #[error("{what} not found")]
+    NotFound {
+        /// The thing, for example `resource 0190…`.
+        what: String,
+    },
+    /// The caller may see the thing but not do this to it.
+    #[error("{action} is not allowed: {reason}")]
+    Forbidden {
+        /// What was tried.
+        action: String,
+        /// Which role would allow it.
+        reason: String,
+    },
+    /// The resource's state does not allow the action.
+    #[error("cannot {action} a resource that is {phase}: {reason}")]
+    InvalidState {
+        /// What was asked for.
+        action: Action,
+        /// The state, after the operations that are queued.
+        phase: Phase,
+        /// Why, and the way out.
+        reason: &'static str,
+    },
+    /// Something is held by another resource, or there is not enough of it.
+    #[error("{0}")]
+    Conflict(Box<Conflict>),
+    /// Too many operations wait on the resource.
+    #[error("resource {resource} already has {limit} operations waiting: wait for one, or cancel one")]
+    TooManyOperations {
+        /// The resource.
+        resource: ResourceId,
+        /// The most that may wait.
+        limit: usize,
+    },
+    /// An idempotency key was used before with another request.
+    #[error("this Idempotency-Key was used before with another request: use a new key")]
+    IdempotencyMismatch,
+    /// The resource is not at the revision that the caller named.
+    #[error("resource {resource} has changed: read it again and repeat the request")]
+    PreconditionFailed {
+        /// The resource.
+        resource: ResourceId,
+    },
+    /// This node cannot do that.
+    #[error("{what} is not supported: {reason}")]
+    Unsupported {
+        /// What was asked for.
+        what: String,
+        /// Why not, and the way out.
+        reason: String,
+    },
+    /// The backend does not answer at present.
+    #[error("backend {backend} is away: {reason}")]
+    BackendUnavailable {
+        /// The backend.
+        backend: BackendName,
+        /// What it or the connection said.
+        reason: String,
+        /// When to try again.
+        retry_after: Duration,
+    },
+    /// The backend tried and failed.
+    #[error("backend {backend} failed")]
+    Backend {
+        /// The backend.
+        backend: BackendName,
+        /// What it said.
+        source: BackendError,
+    },
+    /// It took longer than it may.
+    #[error("{what} took longer than {} s", limit.as_secs())]
+    Timeout {
+        /// What was being done.
+        what: String,
+        /// How long it was given.
+        limit: Duration,
+    },
+    /// The store failed.
+    #[error("the store failed")]
+    Store(#[from] StoreError),
+    /// The manager is shutting down.
+    #[error("the manager is shutting down: try again when it is back")]
+    ShuttingDown,
+}
+
+impl Error {
+    /// The contract's stable word for this error.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::Validation(_) => "VALIDATION_FAILED",
+            Self::NotFound { .. } => "NOT_FOUND",
+            Self::Forbidden { .. } => "FORBIDDEN",
+            Self::InvalidState { .. } => "INVALID_STATE",
+            Self::Conflict(conflict) => match conflict.kind {
+                ConflictKind::Gpu => "GPU_CONFLICT",
+                ConflictKind::Port => "PORT_CONFLICT",
+                ConflictKind::Address => "ADDRESS_CONFLICT",
+                ConflictKind::Volume => "VOLUME_CONFLICT",
+                ConflictKind::Capacity => "INSUFFICIENT_CAPACITY",
+            },
+            Self::TooManyOperations { .. } => "TOO_MANY_OPERATIONS",
+            Self::IdempotencyMismatch => "IDEMPOTENCY_MISMATCH",
+            Self::PreconditionFailed { .. } => "PRECONDITION_FAILED",
+            Self::Unsupported { .. } => "UNSUPPORTED",
+            Self::BackendUnavailable { .. } | Self::ShuttingDown => "BACKEND_UNAVAILABLE",
+            Self::Backend { .. } => "BACKEND_FAILED",
+            Self::Timeout { .. } => "TIMEOUT",
+            Self::Store(_) => "INTERNAL",
+        }
+    }
+
+    /// What a backend's error means to the caller of the manager.
+    pub(crate) fn from_backend(backend: &BackendName, error: BackendError) -> Self {
+        match error.kind {
+            BackendErrorKind::Unavailable => Self::BackendUnavailable {
+                backend: backend.clone(),
+                reason: error.message,
+                retry_after: Duration::from_secs(5),
+            },
+            BackendErrorKind::Unsupported => Self::Unsupported {
+                what: error.doing,
+                reason: error.message,
+            },
+            BackendErrorKind::NotFound
+            | BackendErrorKind::Invalid
+            | BackendErrorKind::Conflict
+            | BackendErrorKind::Denied
+            | BackendErrorKind::NoSpace
+            | BackendErrorKind::Timeout
+            | BackendErrorKind::Superseded
+            | BackendErrorKind::Failed => Self::Backend {
+                backend: backend.clone(),
+                source: error,
+            },
+        }
+    }
+
+    pub(crate) fn resource_not_found(id: ResourceId) -> Self {
+        Self::NotFound {
+            what: format!("resource {id}"),
+        }
+    }
+}

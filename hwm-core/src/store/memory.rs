@@ -1,0 +1,1 @@
+//! A store in memory, for tests and for services that keep nothing. (being written)
