@@ -9,12 +9,12 @@ libvirt_install() {
   need libvirtd:libvirt-daemon-system virsh:libvirt-clients dnsmasq:dnsmasq-base ip:iproute2 unshare:util-linux \
     /usr/lib/x86_64-linux-gnu/libvirt/connection-driver/libvirt_driver_qemu.so:libvirt-daemon-driver-qemu \
     qemu-system-x86_64:qemu-system-x86 qemu-img:qemu-utils /usr/share/seabios/bios-256k.bin:seabios \
-    iptables:iptables ebtables:ebtables
+    iptables:iptables ebtables:ebtables xmllint:libxml2-utils
 }
 
 libvirt_setup() {
   local folder=$dir/libvirt vlan index=0
-  mkdir -p "$folder"/{run,lib/images,lib/qemu,lib/boot,log/qemu,cache/qemu,dev,images}
+  mkdir -p "$folder"/{run,lib/images,lib/qemu,lib/boot,log/qemu,cache/qemu,mark,images}
   chown libvirt-qemu "$folder/lib/qemu" "$folder/cache/qemu"
   cp -a /etc/libvirt "$folder/etc"
   rm -rf "$folder"/etc/qemu/{networks,autostart,*.xml} "$folder"/etc/{secrets,storage}
@@ -120,9 +120,28 @@ libvirt_clean() {
   for vlan in '' "${libvirt_vlans[@]/#/.}"; do
     ip link delete "hwmv-$id$vlan" 2>/dev/null || true
   done
+  libvirt_clean_filters
   # Removing a folder unmounts what another lab has there in its own namespace.
   if ! grep -qs ' /run/libvirt ' /proc/[0-9]*/mountinfo; then
     rmdir /run/libvirt 2>/dev/null || true
   fi
   find /sys/fs/cgroup -depth -type d -path '*/machine*' -exec rmdir {} \; 2>/dev/null || true
+}
+
+# Filter chains of taps that are gone: libvirtd forgets some when a domain ends while it starts.
+libvirt_clean_filters() {
+  local chain tap left=()
+  while read -r chain; do
+    tap=$(grep -oE 'vnet[0-9]+' <<<"$chain")
+    [[ -e /sys/class/net/$tap ]] || left+=("$chain")
+  done < <(ebtables -t nat -L 2>/dev/null | sed -n 's/^Bridge chain: \(.*-vnet[0-9].*\), entries.*/\1/p')
+  for chain in "${left[@]}"; do
+    tap=$(grep -oE 'vnet[0-9]+' <<<"$chain")
+    ebtables -t nat -D PREROUTING -i "$tap" -j "$chain" 2>/dev/null || true
+    ebtables -t nat -D POSTROUTING -o "$tap" -j "$chain" 2>/dev/null || true
+    ebtables -t nat -F "$chain" || true
+  done
+  for chain in "${left[@]}"; do
+    ebtables -t nat -X "$chain" || true
+  done
 }
