@@ -1,7 +1,7 @@
 # shellcheck shell=bash
 # Shared by the scripts beside it: messages, packages, waiting. Sourced, never run.
 
-PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin
+PATH=$PATH:${HOME:=/root}/.cargo/bin:/usr/local/sbin:/usr/sbin:/sbin
 
 say() { printf '%s: %s\n' "${0##*/}" "$*" >&2; }
 

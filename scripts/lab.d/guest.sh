@@ -71,7 +71,7 @@ bootable_disk() {
 # guest_kernel: the package that linux-image-cloud-amd64 stands for.
 guest_kernel() {
   local name
-  name=$(ls -d "$(cache_dir)"/linux-image-*-cloud-amd64 2>/dev/null | sort -V | tail -n 1)
+  name=$(find "$(cache_dir)" -maxdepth 1 -name 'linux-image-*-cloud-amd64' | sort -V | tail -n 1)
   if [[ ! $name ]]; then
     name=$(apt-cache depends linux-image-cloud-amd64 2>/dev/null | sed -n 's/^ *Depends: \(linux-image-[0-9].*\)/\1/p')
   fi
