@@ -13,7 +13,7 @@ use crate::backend::{Call, Result, Stream};
 use crate::config::{GpuRequest, ResourceType};
 use crate::error::Violation;
 use crate::id::{GpuUuid, ResourceId};
-use crate::ledger::Claim;
+use crate::ledger::{Claim, ClaimKey};
 use crate::metrics::GpuMetrics;
 use crate::units::Bytes;
 
@@ -129,6 +129,8 @@ pub struct Placement {
     pub card: GpuUuid,
     /// The parts that are claimed.
     pub parts: Vec<String>,
+    /// The memory that the workload gets, where it is known before the slice is made.
+    pub memory: Option<Bytes>,
     /// What is done there.
     pub kind: PlacementKind,
 }
@@ -171,6 +173,13 @@ pub enum PlacementRefusal {
         /// What would do instead.
         remedy: String,
     },
+}
+
+impl Placement {
+    /// The claims that hold the place.
+    pub fn keys(&self) -> impl Iterator<Item = ClaimKey> + '_ {
+        self.parts.iter().map(|part| ClaimKey::Gpu(self.card.clone(), part.clone()))
+    }
 }
 
 /// A device made ready for one workload.

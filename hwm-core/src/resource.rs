@@ -83,6 +83,8 @@ pub struct Allocation {
     pub gpus: Vec<Placement>,
     /// Devices prepared for it; empty before the first start.
     pub grants: Vec<DeviceGrant>,
+    /// Places on GPUs that a changed config gave up and that are not yet taken back.
+    pub retired: Vec<Placement>,
 }
 
 /// What runs.

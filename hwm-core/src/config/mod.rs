@@ -19,7 +19,7 @@ pub use container::{
 pub use gpu::{ContainerGpuConfig, ContainerGpuMode, GpuRequest, MachineGpuConfig, MachineGpuMode};
 pub use machine::{CloudInit, IpMode, MachineConfig, NetworkConfig, NetworkKind};
 
-use crate::secret::Secret;
+use crate::secret::{REDACTED, Secret};
 use crate::units::{Bytes, Cores};
 
 /// The kinds of workload.
@@ -191,6 +191,12 @@ impl Config {
             Self::Container(_) | Self::Inference(_) => {}
         }
         found
+    }
+
+    /// Replaces every secret by its mark, for a config that is kept without them.
+    pub fn forget_secrets(&mut self) {
+        let marks = self.secrets().into_keys().map(|path| (path.to_owned(), Secret::new(REDACTED))).collect();
+        self.restore_secrets(marks);
     }
 
     /// Puts back the secrets that [`Config::secrets`] named, where the config has a place for them.
