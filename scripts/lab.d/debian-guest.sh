@@ -19,42 +19,50 @@ debian_guest_image() {
   if [[ ! -e $image ]]; then
     say "building the Debian guest (minutes)"
     work=$(mktemp -d "$cache/debian.XXXXXX")
-    (debian_guest_build "$work") >&2 || {
-      unmount_below "$work"
-      tail -n 20 "$work/log" >&2 || true
-      rm -rf --one-file-system "$work"
-      die "cannot build the Debian guest"
-    }
+    # shellcheck disable=SC2064  # this folder, also when the variable is gone
+    trap "debian_guest_clean '$work'" EXIT
+    debian_guest_build "$work" >&2
     mv "$work/guest.qcow2" "$image"
-    rm -rf --one-file-system "$work"
   fi
   printf '%s\n' "$image"
 }
 
+debian_guest_clean() {
+  if [[ ! -e $1/done ]]; then
+    tail -n 20 "$1/log" >&2 || true
+    say "cannot build the Debian guest"
+  fi
+  unmount_below "$1"
+  rm -rf --one-file-system "$1"
+}
+
 debian_guest_build() {
-  set -euo pipefail
-  local work=$1 root=$1/root packages mirror
-  printf -v packages '%s,' "${debian_guest_packages[@]}"
+  local work=$1 root=$1/root mirror
   # shellcheck disable=SC2016  # apt expands these
   mirror=$(apt-get indextargets --format '$(RELEASE) $(SITE)' | awk '$1 == "bookworm" && !site { site = $2 } END { print site }')
-  debootstrap --variant=minbase --include="${packages%,}" bookworm "$root" "${mirror:-http://deb.debian.org/debian}" \
-    >"$work/log" 2>&1
-  unmount_below "$work"
-
+  debootstrap --variant=minbase bookworm "$root" "${mirror:-http://deb.debian.org/debian}" >"$work/log" 2>&1
+  printf '#!/bin/sh\nexit 101\n' >"$root/usr/sbin/policy-rc.d"
+  chmod +x "$root/usr/sbin/policy-rc.d"
+  mount -t proc proc "$root/proc"
+  # Only what this guest's disk needs: a small initrd starts much sooner by emulation.
+  mkdir -p "$root/etc/initramfs-tools/conf.d"
+  echo 'MODULES=list' >"$root/etc/initramfs-tools/conf.d/lab"
+  DEBIAN_FRONTEND=noninteractive chroot "$root" apt-get -qq install -y --no-install-recommends \
+    "${debian_guest_packages[@]}" >>"$work/log" 2>&1
   echo 'LABEL=root / ext4 defaults,errors=remount-ro 0 1' >"$root/etc/fstab"
   echo localhost >"$root/etc/hostname"
-  # Only what this guest's disk needs: a small initrd starts much sooner by emulation.
-  echo 'MODULES=list' >"$root/etc/initramfs-tools/conf.d/lab"
   printf '%s\n' virtio_pci virtio_blk virtio_scsi ext4 >>"$root/etc/initramfs-tools/modules"
   chroot "$root" update-initramfs -u >>"$work/log" 2>&1
   # Other sources would be waited for.
   echo 'datasource_list: [NoCloud, None]' >"$root/etc/cloud/cloud.cfg.d/99-lab.cfg"
-  chroot "$root" systemctl enable qemu-guest-agent ssh systemd-networkd >>"$work/log" 2>&1 || true
-  rm -f "$root"/etc/ssh/ssh_host_* "$root"/var/cache/apt/archives/*.deb "$root"/var/lib/apt/lists/*_*
+  chroot "$root" systemctl enable qemu-guest-agent ssh systemd-networkd >>"$work/log" 2>&1
+  unmount_below "$work"
+  rm -f "$root/usr/sbin/policy-rc.d" "$root"/etc/ssh/ssh_host_* "$root"/var/cache/apt/archives/*.deb "$root"/var/lib/apt/lists/*_*
   : >"$root/etc/machine-id"
 
   mkdir "$work/boot"
   cp "$root"/boot/vmlinuz-* "$work/boot/vmlinuz"
   cp "$root"/boot/initrd.img-* "$work/boot/initrd"
   bootable_disk "$work" 127 1920 "$root" "root=LABEL=root ro console=tty0 console=ttyS0,115200 mitigations=off"
+  : >"$work/done"
 }

@@ -26,11 +26,10 @@ TOML
 }
 
 docker_start() {
-  if ! [[ -S $dir/containerd/sock ]] || ! [[ -e $dir/containerd.pid ]] || gone "$(cat "$dir/containerd.pid")"; then
-    run_daemon containerd containerd --config "$dir/containerd.toml"
-    started containerd 30 test -S "$dir/containerd/sock"
-  fi
-  rm -f "$dir/docker/pid"
+  run_daemon containerd containerd --config "$dir/containerd.toml"
+  started containerd 30 test -S "$dir/containerd/sock"
+  # A killed dockerd leaves its pid file, and a zombie of that number would keep the next one from starting.
+  runs dockerd || rm -f "$dir/docker/pid"
   run_daemon dockerd dockerd \
     --config-file "$dir/docker/daemon.json" \
     --host "unix://$dir/docker.sock" \
@@ -64,6 +63,8 @@ docker_stop() {
 
 docker_clean() {
   ip link delete "hwmd-$id" 2>/dev/null || true
+  # Made by every dockerd wherever its own folders are.
+  rmdir /run/docker/plugins /run/docker /run/containerd/s /run/containerd 2>/dev/null || true
 }
 
 # The lab's own credentials and settings, never those of the user.

@@ -23,18 +23,15 @@ guest_image() {
   if [[ ! -e $image ]]; then
     say "building the tiny guest"
     work=$(mktemp -d "$cache/guest.XXXXXX")
-    (guest_build "$work") >&2 || {
-      rm -rf "$work"
-      die "cannot build the tiny guest"
-    }
+    # shellcheck disable=SC2064  # this folder, also when the variable is gone
+    trap "rm -rf '$work'" EXIT
+    guest_build "$work" >&2
     mv "$work/guest.qcow2" "$image"
-    rm -rf "$work"
   fi
   printf '%s\n' "$image"
 }
 
 guest_build() {
-  set -euo pipefail
   local work=$1 kernel
   kernel=$(guest_kernel)
   kernel=$(unpacked "$kernel")

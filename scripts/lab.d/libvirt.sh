@@ -55,15 +55,11 @@ libvirt_daemon() {
 libvirt_start() {
   local net
   net=$(libvirt_net 0)
-  if ! [[ -e $dir/dnsmasq.pid ]] || gone "$(cat "$dir/dnsmasq.pid")"; then
-    run_daemon dnsmasq dnsmasq --keep-in-foreground --conf-file=/dev/null --port=0 --bind-interfaces \
-      --interface="hwmv-$id" --dhcp-range="$net.100,$net.199,1h" --dhcp-option=option:router \
-      --dhcp-leasefile="$dir/libvirt/leases" --pid-file= --user=root
-  fi
-  if ! [[ -e $dir/virtlogd.pid ]] || gone "$(cat "$dir/virtlogd.pid")"; then
-    libvirt_daemon virtlogd
-    started virtlogd 20 test -S "$dir/libvirt/run/virtlogd-sock"
-  fi
+  run_daemon dnsmasq dnsmasq --keep-in-foreground --conf-file=/dev/null --port=0 --bind-interfaces \
+    --interface="hwmv-$id" --dhcp-range="$net.100,$net.199,1h" --dhcp-option=option:router \
+    --dhcp-leasefile="$dir/libvirt/leases" --pid-file= --user=root
+  libvirt_daemon virtlogd
+  started virtlogd 20 test -S "$dir/libvirt/run/virtlogd-sock"
   libvirt_daemon libvirtd
   started libvirtd 60 private_virsh version
 }
