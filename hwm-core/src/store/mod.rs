@@ -8,6 +8,8 @@
 //! * **Uniqueness.** A claim key with one holder has one; a pool is never claimed beyond its limit. Both are
 //!   judged inside the commit.
 //! * **Order.** Events are numbered in the order of their commits, ever growing, never reused.
+//! * **Secrets.** [`Store::record`] answers a config with its secrets; everything else that a store answers
+//!   has marks in their place, and so has a record whose phase is [`Phase::Deleted`].
 //! * **Cancellation.** A commit whose future is dropped may or may not happen.
 
 pub mod memory;
@@ -44,7 +46,8 @@ pub trait Store: Send + Sync + 'static {
     /// A page of the records that a query selects, with its counts.
     async fn list(&self, query: ListQuery) -> Result<ListPage>;
 
-    /// Ids of the records of a backend in one of these phases, in order, after `after`; at most `limit`.
+    /// Ids of the records of a backend in one of these phases, in their order, after `after`; at most
+    /// `limit`.
     async fn ids_in_phases(
         &self,
         backend: &crate::id::BackendName,
@@ -53,16 +56,17 @@ pub trait Store: Send + Sync + 'static {
         limit: usize,
     ) -> Result<Vec<ResourceId>>;
 
-    /// The claims of a node that a filter selects, in the order of their keys.
+    /// The claims of a node that a filter selects, in the order of their keys and holders.
     async fn claims(&self, node: &NodeId, filter: ClaimFilter) -> Result<Vec<Claim>>;
 
-    /// How much of each pool of a node is claimed; kept up to date, not summed.
+    /// How much of each pool of a node is claimed, 0 included; kept up to date, not summed.
     async fn pools(&self, node: &NodeId) -> Result<BTreeMap<Pool, u64>>;
 
     /// One operation.
     async fn operation(&self, id: OperationId) -> Result<Option<OperationRecord>>;
 
-    /// Operations that a query selects, newest first; of one resource oldest first when unfinished only.
+    /// Operations that a query selects, in the order in which they were first committed: newest first, but
+    /// oldest first when it asks for the unfinished ones of one resource.
     async fn operations(&self, query: OperationQuery) -> Result<OperationPage>;
 
     /// Events after a number, oldest first.
@@ -77,8 +81,8 @@ pub trait Store: Send + Sync + 'static {
     /// A note of the manager's own, by name.
     async fn note(&self, name: &str) -> Result<Option<String>>;
 
-    /// Drops finished operations, events, remembered answers and deleted records older than these moments.
-    /// Answers how many rows went.
+    /// Drops finished operations, events, remembered answers and deleted records older than these moments,
+    /// the snapshots of such records with them. Answers how many of the four went.
     async fn prune(&self, limits: PruneLimits) -> Result<u64>;
 }
 
@@ -93,11 +97,12 @@ pub struct Transaction {
     pub release: Vec<Release>,
     /// Claims to take. Taking again what the holder has sets its amount.
     pub claim: Vec<Claim>,
-    /// Limits that the pools must keep after this; a pool without one is not judged.
+    /// Limits that the pools must keep after this, on every node; a pool without one, and one that does not
+    /// grow by this, is not judged.
     pub limits: Vec<PoolLimit>,
     /// Snapshots to write.
     pub snapshots: Vec<Snapshot>,
-    /// Snapshots to forget.
+    /// Snapshots to forget, after those to write.
     pub forget_snapshots: Vec<SnapshotId>,
     /// Events to number and keep.
     pub events: Vec<NewEvent>,
@@ -125,7 +130,9 @@ pub struct Release {
     pub keys: Option<Vec<ClaimKey>>,
 }
 
-/// Why a commit did not happen.
+/// Why a commit did not happen. Where several reasons apply, it is the first of: the key is taken, a record is
+/// stale, a claim is held, a pool is exceeded. So a request that is repeated finds its answer, not itself in
+/// the way.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum CommitError {
     /// A record is not at the revision that was expected.
@@ -147,9 +154,9 @@ pub enum CommitError {
     Exceeded {
         /// The pool.
         pool: Pool,
-        /// What this transaction adds.
+        /// What this transaction adds, over what it gives back.
         requested: u64,
-        /// What is claimed without it.
+        /// What is claimed before it.
         used: u64,
         /// The most.
         limit: u64,
@@ -265,12 +272,58 @@ impl Default for ListQuery {
     }
 }
 
+impl ListQuery {
+    /// Whether it selects a record; the page aside.
+    pub fn selects(&self, record: &Record) -> bool {
+        let found = |needle: &String| {
+            let needle = fold(needle);
+            fold(&record.name).contains(&needle)
+                || record.description.as_deref().is_some_and(|d| fold(d).contains(&needle))
+        };
+        (self.include_deleted || record.phase != Phase::Deleted)
+            && self.visibility.includes(&record.owner)
+            && (self.types.is_empty() || self.types.contains(&record.config.resource_type()))
+            && self.status.is_none_or(|s| s == record.status())
+            && self.node.as_ref().is_none_or(|n| *n == record.node)
+            && self.search.as_ref().is_none_or(found)
+    }
+}
+
+/// Text as it is compared when letter case does not matter: every character in lower case, whatever is
+/// around it.
+pub fn fold(text: &str) -> String {
+    text.chars().flat_map(char::to_lowercase).collect()
+}
+
+impl SortBy {
+    /// The cursor that names a record.
+    pub fn cursor(self, record: &Record) -> Cursor {
+        let key = match self {
+            Self::CreatedAt => record.created_at.as_millis().to_string(),
+            Self::UpdatedAt => record.updated_at.as_millis().to_string(),
+            Self::Name => record.name.clone(),
+            Self::Status => record.status().as_str().to_owned(),
+        };
+        Cursor { key, id: record.id }
+    }
+
+    /// Whether a cursor can be of a list sorted so.
+    pub fn fits(self, cursor: &Cursor) -> bool {
+        match self {
+            Self::CreatedAt | Self::UpdatedAt => cursor.key.parse::<i64>().is_ok(),
+            Self::Name => true,
+            Self::Status => Status::parse(&cursor.key).is_some(),
+        }
+    }
+}
+
 /// Where a page begins.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Position {
     /// After so many.
     Offset(u64),
     /// After the record that this cursor names: its sort key and id. The cost does not grow with depth.
+    /// After one that does not [fit](SortBy::fits) there is nothing.
     After(Cursor),
 }
 
