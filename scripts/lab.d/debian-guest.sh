@@ -53,8 +53,9 @@ debian_guest_build() {
   echo localhost >"$root/etc/hostname"
   printf '%s\n' virtio_pci virtio_blk virtio_scsi ext4 >>"$root/etc/initramfs-tools/modules"
   chroot "$root" update-initramfs -u >>"$work/log" 2>&1
-  # Other sources would be waited for.
-  echo 'datasource_list: [NoCloud, None]' >"$root/etc/cloud/cloud.cfg.d/99-lab.cfg"
+  # Other sources would be waited for, and there are no locales to choose from.
+  printf '%s\n' 'datasource_list: [NoCloud, None]' 'locale: false' 'apt: {preserve_sources_list: true}' \
+    >"$root/etc/cloud/cloud.cfg.d/99-lab.cfg"
   chroot "$root" systemctl enable qemu-guest-agent ssh systemd-networkd >>"$work/log" 2>&1
   unmount_below "$work"
   rm -f "$root/usr/sbin/policy-rc.d" "$root"/etc/ssh/ssh_host_* "$root"/var/cache/apt/archives/*.deb "$root"/var/lib/apt/lists/*_*
