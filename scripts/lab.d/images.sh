@@ -30,7 +30,7 @@ test_images_build() {
     }
   done
   rm -rf "$root"
-  put HWM_TEST_IMAGES "$(printf 'hwm-test/%s:1 ' "${test_images[@]}")"
+  put HWM_TEST_IMAGES "$(printf "hwm-test/%s:1 " "${test_images[@]}" | sed "s/ $//")"
 }
 
 test_images_push() {
