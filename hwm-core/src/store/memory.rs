@@ -265,16 +265,21 @@ impl State {
         self.newest_dropped_event = self.newest_dropped_event.max(newest_dropped);
         gone += retain(&mut self.events, |e| e.event.time >= limits.events);
 
-        let before = self.remembered.len() + self.records.len();
+        let before = self.remembered.len();
         self.remembered.retain(|_, r| r.time >= limits.remembered);
-        self.records.retain(|_, r| {
-            r.phase != Phase::Deleted || r.deleted_at.unwrap_or(r.updated_at) >= limits.deleted
-        });
-        gone += before - self.remembered.len() - self.records.len();
-        let Self {
-            snapshots, records, ..
-        } = self;
-        snapshots.retain(|_, s| records.contains_key(&s.resource_id));
+        gone += before - self.remembered.len();
+
+        let is_over =
+            |r: &Record| r.phase == Phase::Deleted && r.deleted_at.unwrap_or(r.updated_at) < limits.deleted;
+        let over: BTreeSet<ResourceId> = self
+            .records
+            .values()
+            .filter(|r| is_over(r))
+            .map(|r| r.id)
+            .collect();
+        self.records.retain(|id, _| !over.contains(id));
+        self.snapshots.retain(|_, s| !over.contains(&s.resource_id));
+        gone += over.len();
         gone as u64
     }
 }
