@@ -178,7 +178,9 @@ pub enum PlacementRefusal {
 impl Placement {
     /// The claims that hold the place.
     pub fn keys(&self) -> impl Iterator<Item = ClaimKey> + '_ {
-        self.parts.iter().map(|part| ClaimKey::Gpu(self.card.clone(), part.clone()))
+        self.parts
+            .iter()
+            .map(|part| ClaimKey::Gpu(self.card.clone(), part.clone()))
     }
 }
 

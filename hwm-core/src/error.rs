@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::backend::{BackendError, BackendErrorKind};
 use crate::id::{BackendName, ResourceId};
-use crate::lifecycle::{Action, Phase};
+use crate::lifecycle::Phase;
 use crate::store::StoreError;
 
 /// One broken rule of a request, with the field it is about.
@@ -119,8 +119,8 @@ pub enum Error {
     /// The resource's state does not allow the action.
     #[error("cannot {action} a resource that is {phase}: {reason}")]
     InvalidState {
-        /// What was asked for.
-        action: Action,
+        /// What was asked for, as a verb.
+        action: &'static str,
         /// The state, after the operations that are queued.
         phase: Phase,
         /// Why, and the way out.

@@ -59,7 +59,8 @@ impl Pool {
         }
     }
 
-    fn amount(self, amount: u64) -> String {
+    /// An amount of it, for people.
+    pub(crate) fn amount(self, amount: u64) -> String {
         match self {
             Self::Cpu => format!("{} CPU cores", Cores(amount).as_f64()),
             Self::Ram => format!("{} MB of memory", Bytes(amount).as_mb()),

@@ -1,353 +1,334 @@
 //! The manager: the one handle through which everything happens.
+//!
+//! ```text
+//! caller ─▶ Scoped (what this caller may) ─▶ submit: validate ─ check ─ admit ─ claim ─┐
+//!                                                                                      ▼
+//!   answer ◀────────────────────────────────────────────────── one store transaction (record,
+//!                                                              claims, operation, event)
+//!                                                                                      │
+//!   lane of the resource: one operation after the other ◀──────────────────────────────┘
+//!     run: each step idempotent, its beginning committed ─▶ Accelerators, Backend
+//!     end: committed with the new phase; or undone in reverse
+//! ```
+//!
+//! | file | one job |
+//! |---|---|
+//! | `builder` | wiring and settings |
+//! | `scoped` | what one caller may see and ask |
+//! | `submit` | a request becomes a committed operation |
+//! | `claims` | plans what to claim, explains what cannot be had |
+//! | `draft` | a change before it is committed |
+//! | `lane` | one resource's operations in order |
+//! | `run` | the steps of each action, and their undoing |
+//! | `reconcile` | what the backends see against what is recorded; recovery at the start |
+//! | `monitor` | health checks and restarts of what runs |
+//! | `view` | status, nodes, events |
+//! | `slot` | a backend: away or ready, bounded, with deadlines |
 
+mod api;
+mod builder;
+mod claims;
+mod counters;
+mod draft;
+mod lane;
+mod monitor;
+mod reconcile;
+mod run;
+mod scoped;
+mod slot;
+mod submit;
+mod view;
+
+use std::collections::HashMap;
+use std::fmt;
+use std::future::Future;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use tokio::sync::{broadcast, watch};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
-use crate::access::Principal;
-use crate::backend::{
-    BackendState, ConsoleKind, ExecOutput, ExecRequest, ExecSession, LogLine, LogQuery, Session, Stream,
+pub use api::{
+    Accepted, ConsoleAccess, Counters, EventFilter, EventItem, Health, Idempotency, PlanReport, Readiness,
+    RequestOptions, ResourcePage, ResourceStatus, Versioned,
 };
+pub use builder::{Builder, Settings};
+pub use scoped::Scoped;
+
+use crate::accelerator::Accelerators;
+use crate::access::{Principal, Visibility};
+use crate::backend::BackendState;
+use crate::config::ResourceType;
+use crate::env::Environment;
 use crate::error::Error;
-use crate::event::Event;
-use crate::id::{GpuUuid, NodeId, OperationId, ResourceId, SnapshotId};
-use crate::lifecycle::{Action, Status};
-use crate::metrics::ResourceMetrics;
-use crate::node::{Node, NodeBackend};
-use crate::operation::{Arguments, Operation};
-use crate::resource::{Resource, Runtime};
-use crate::secret::Secret;
-use crate::snapshot::{Snapshot, SnapshotRequest};
-use crate::store::{Counts, Cursor, ListQuery};
-use crate::units::Timestamp;
-use crate::validate::CreateRequest;
+use crate::id::{BackendName, NodeId, OperationId, ResourceId};
+use crate::ledger::ClaimKey;
+use crate::operation::OperationRecord;
+use crate::resource::Record;
+use crate::store::{ClaimFilter, CommitError, OperationQuery, Store, StoreError, Transaction};
+use crate::validate::Rules;
+use counters::CounterSet;
+use draft::Draft;
+use slot::Slot;
 
 /// What a call to the manager answers.
-pub type Result<T> = std::result::Result<T, Error>;
+pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// What may come with a request that changes something.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct RequestOptions {
-    /// The revision that the resource must have (If-Match).
-    pub if_match: Option<u64>,
-    /// A key under which the same request has one effect.
-    pub idempotency: Option<Idempotency>,
-}
-
-/// A key under which the same request has one effect.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Idempotency {
-    /// The caller's key; it is kept apart from other callers' keys.
-    pub key: String,
-    /// A digest of method, path and body.
-    pub fingerprint: String,
-}
-
-/// A request that was accepted and committed.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Accepted {
-    /// The resource as it then was.
-    pub resource: Resource,
-    /// Its revision.
-    pub revision: u64,
-    /// The operation that carries it out; none where nothing needs doing.
-    pub operation: Option<OperationId>,
-    /// The snapshot, for requests about one.
-    pub snapshot: Option<Snapshot>,
-    /// When it was accepted.
-    pub time: Timestamp,
-}
-
-/// A resource and its revision.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Versioned {
-    /// The resource.
-    pub resource: Resource,
-    /// Moves with every accepted change and every change of status.
-    pub revision: u64,
-}
-
-/// A page of resources.
-#[derive(Debug, Clone, PartialEq)]
-pub struct ResourcePage {
-    /// The resources.
-    pub resources: Vec<Resource>,
-    /// How many the query selects in all.
-    pub total: u64,
-    /// The counts over all of them.
-    pub counts: Counts,
-    /// Where the next page begins.
-    pub next: Option<Cursor>,
-}
-
-/// What a create would do (dry run).
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
-pub struct PlanReport {
-    /// Where it would run.
-    pub node_id: NodeId,
-    /// The config with every default filled in.
-    pub config: crate::config::Config,
-    /// What it would claim, in words.
-    pub claims: Vec<String>,
-    /// The ports of the node that would lead to it, `host → container/protocol`.
-    pub ports: Vec<String>,
-    /// The places on GPUs that it would get, in words.
-    pub gpus: Vec<String>,
-    /// The steps that would be taken.
-    pub steps: Vec<crate::operation::Step>,
-}
-
-/// What is of a resource now, as the backend says.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
-pub struct ResourceStatus {
-    /// The resource.
-    pub resource_id: ResourceId,
-    /// The state.
-    pub status: Status,
-    /// What runs.
-    pub runtime: Option<Runtime>,
-    /// `healthy`, `unhealthy`, `starting`, or `unknown` where nothing is checked.
-    pub health: Health,
-    /// When its health was looked at last.
-    pub last_health_check: Option<Timestamp>,
-    /// How long it has been up; null when it is not.
-    pub uptime_seconds: Option<u64>,
-    /// Why it is failed or in error.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub error_message: Option<String>,
-}
-
-/// Whether a workload is well.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
-pub enum Health {
-    /// Its health check answers.
-    Healthy,
-    /// Its health check does not answer.
-    Unhealthy,
-    /// It is coming up.
-    Starting,
-    /// Nothing is checked.
-    Unknown,
-}
-
-/// Which events.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct EventFilter {
-    /// About this resource.
-    pub resource: Option<ResourceId>,
-    /// About resources of this type.
-    pub resource_type: Option<crate::config::ResourceType>,
-}
-
-/// What an event stream brings.
-#[derive(Debug, Clone, PartialEq)]
-pub enum EventItem {
-    /// Events were missed: list again. Carries the newest number.
-    Reset(u64),
-    /// An event.
-    Event(Event),
-}
-
-/// Whether the manager can serve.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Readiness {
-    /// Whether the store answers and every backend is ready.
-    pub ready: bool,
-    /// The backends.
-    pub backends: Vec<NodeBackend>,
-}
-
-/// How a machine's console is reached.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ConsoleAccess {
-    /// Which one.
-    pub kind: ConsoleKind,
-    /// The screen's password.
-    pub password: Option<Secret>,
-}
-
-/// A cheap handle to the manager; clones are the same manager.
+/// A cheap handle to the manager; clones are the same manager. It works as long as its runtime does, also
+/// when every handle is gone.
 #[derive(Clone)]
-pub struct Manager {}
+pub struct Manager {
+    core: Arc<Core>,
+}
+
+impl fmt::Debug for Manager {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Manager")
+            .field("node", &self.core.node)
+            .finish_non_exhaustive()
+    }
+}
 
 impl Manager {
+    /// Begins to put together the manager of a node, with its records in `store`.
+    pub fn builder(store: Arc<dyn Store>, node: NodeId) -> Builder {
+        Builder::new(store, node)
+    }
+
     /// The same manager, seen and used as `principal` may.
     pub fn as_principal(&self, principal: Principal) -> Scoped {
-        Scoped {
-            manager: self.clone(),
-            principal,
-        }
+        Scoped::new(self.core.clone(), principal)
     }
+
     /// The node's id.
     pub fn node_id(&self) -> &NodeId {
-        unimplemented!()
+        &self.core.node
     }
-    /// Whether it can serve.
+
+    /// What the operator allows in configs.
+    pub fn rules(&self) -> &Rules {
+        &self.core.rules
+    }
+
+    /// Whether it can serve: the store answers, and every backend is ready.
     pub async fn readiness(&self) -> Readiness {
-        let _ = BackendState::Ready;
-        unimplemented!()
+        let backends: Vec<_> = self.core.slots.iter().map(|s| s.view()).collect();
+        let stored = self.core.store.note("readiness").await.is_ok();
+        let ready = stored && !self.core.stopping.is_cancelled();
+        Readiness {
+            ready: ready && backends.iter().all(|b| b.state == BackendState::Ready),
+            backends,
+        }
     }
-    /// Stops accepting, checkpoints what runs, and returns within `limit`. Workloads go on.
-    pub async fn shutdown(&self, _limit: Duration) {
-        unimplemented!()
+
+    /// Stops accepting, leaves what runs where it is in the journal, and returns when nothing of the
+    /// manager is under way, or after `limit`. Workloads go on; the next manager goes on with operations.
+    pub async fn shutdown(&self, limit: Duration) {
+        self.core.stopping.cancel();
+        self.core.tasks.close();
+        tokio::select! {
+            biased;
+            () = self.core.tasks.wait() => {}
+            () = self.core.env.sleep(limit) => {}
+        }
     }
+
     /// Counters since the manager was built, for metrics.
     pub fn counters(&self) -> Counters {
-        unimplemented!()
+        self.core.counters.read()
     }
-    /// What of each pool is claimed, and how many claims of each kind there are.
+
+    /// How many claims of each kind are held on the node.
+    ///
+    /// # Errors
+    /// When the store fails.
     pub async fn claim_counts(&self) -> Result<Vec<(String, u64)>> {
-        unimplemented!()
+        let mut counts = std::collections::BTreeMap::new();
+        for claim in self.core.store.claims(&self.core.node, ClaimFilter::All).await? {
+            let kind = match claim.key {
+                ClaimKey::Port(..) => "port",
+                ClaimKey::Address(..) => "address",
+                ClaimKey::Gpu(..) => "gpu",
+                ClaimKey::Volume(_) => "volume",
+                ClaimKey::Cpu => "cpu",
+                ClaimKey::Ram => "ram",
+                ClaimKey::Disk => "disk",
+            };
+            *counts.entry(kind.to_owned()).or_insert(0) += 1;
+        }
+        Ok(counts.into_iter().collect())
+    }
+
+    /// Completes when no operation runs or waits. For tests: new ones may come right after.
+    pub async fn settled(&self) {
+        while !self.core.lanes().is_empty() {
+            self.core.env.sleep(Duration::from_millis(1)).await;
+        }
+    }
+
+    /// Compares everything with the backends now rather than at the next interval.
+    pub async fn resync(&self) {
+        for slot in &self.core.slots {
+            slot.probe().await;
+            if slot.is_ready() {
+                self.core.resync(slot).await;
+            }
+        }
     }
 }
 
-/// Counters since the manager was built.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Counters {
-    /// Operations that ended, by action and final status.
-    pub operations: Vec<((Action, crate::operation::OperationStatus), u64)>,
-    /// Calls to backends, by backend, method and whether they succeeded, with their total time in microseconds.
-    pub backend_calls: Vec<((String, &'static str, bool), u64, u64)>,
-    /// Commits to the store that succeeded.
-    pub store_commits: u64,
-    /// Operations that run at present.
-    pub running: u64,
+/// Everything that the manager's parts share.
+struct Core {
+    env: Arc<dyn Environment>,
+    store: Arc<dyn Store>,
+    node: NodeId,
+    hostname: String,
+    slots: Vec<Arc<Slot>>,
+    accelerators: Option<Arc<dyn Accelerators>>,
+    rules: Rules,
+    settings: Settings,
+    counters: Arc<CounterSet>,
+    lanes: Mutex<HashMap<ResourceId, lane::Lane>>,
+    monitors: Mutex<HashMap<ResourceId, CancellationToken>>,
+    /// How far running operations are, between two commits.
+    progress: Mutex<HashMap<OperationId, (String, Option<u8>)>>,
+    stopping: CancellationToken,
+    newest: watch::Sender<u64>,
+    ended: broadcast::Sender<OperationId>,
+    tasks: TaskTracker,
 }
 
-/// The manager as one caller may use it. What the caller may not see does not exist.
-#[derive(Clone)]
-pub struct Scoped {
-    #[allow(dead_code)]
-    manager: Manager,
-    #[allow(dead_code)]
-    principal: Principal,
+/// How often a change is tried again when another came first.
+const RETRIES: usize = 64;
+
+impl Core {
+    fn lanes(&self) -> MutexGuard<'_, HashMap<ResourceId, lane::Lane>> {
+        self.lanes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn monitors(&self) -> MutexGuard<'_, HashMap<ResourceId, CancellationToken>> {
+        self.monitors.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn progress(&self) -> MutexGuard<'_, HashMap<OperationId, (String, Option<u8>)>> {
+        self.progress.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Runs a task of the manager, which shutdown waits for.
+    fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        self.env.spawn(Box::pin(self.tasks.track_future(task)));
+    }
+
+    fn slot(&self, name: &BackendName) -> Option<&Arc<Slot>> {
+        self.slots.iter().find(|s| s.name() == name)
+    }
+
+    fn slot_for(&self, kind: ResourceType) -> Result<&Arc<Slot>> {
+        self.slots
+            .iter()
+            .find(|s| s.info.types.contains(&kind))
+            .ok_or_else(|| Error::Unsupported {
+                what: kind.to_string(),
+                reason: format!(
+                    "node {} has no backend for it; start one and name it to the server",
+                    self.node
+                ),
+            })
+    }
+
+    fn slot_of(&self, record: &Record) -> Result<&Arc<Slot>> {
+        self.slot(&record.backend).ok_or_else(|| Error::Unsupported {
+            what: format!("resource {}", record.id),
+            reason: format!(
+                "it runs on backend {}, which this server was started without",
+                record.backend
+            ),
+        })
+    }
+
+    async fn commit(&self, transaction: Transaction) -> Result<(), CommitError> {
+        let events = self.store.commit(transaction).await?;
+        self.counters.commit();
+        if let Some(last) = events.last() {
+            let id = last.id;
+            self.newest
+                .send_if_modified(|newest| std::mem::replace(newest, id.max(*newest)) < id);
+        }
+        Ok(())
+    }
+
+    /// Commits a finished draft, and tells those who wait for its operations.
+    async fn commit_draft(&self, draft: Draft) -> Result<Record, CommitError> {
+        let (transaction, record, ended) = draft.finish(self.env.now());
+        self.commit(transaction).await?;
+        for operation in ended {
+            self.progress().remove(&operation.id);
+            self.counters.operation_ended(operation.action, operation.status);
+            // Nobody may be waiting.
+            let _ = self.ended.send(operation.id);
+        }
+        Ok(record)
+    }
+
+    /// Reads a resource and its unfinished operations, has `change` work on them, and commits; again when
+    /// another change came first. `change` answers none when there is nothing to do.
+    async fn amend<T, E>(
+        &self,
+        id: ResourceId,
+        mut change: impl FnMut(&mut Draft) -> Result<Option<T>, E> + Send,
+    ) -> Result<Option<(T, Record)>, E>
+    where
+        E: From<StoreError> + From<CommitError>,
+    {
+        for _ in 0..RETRIES {
+            let Some(record) = self.store.record(id).await? else {
+                return Ok(None);
+            };
+            let operations = self.unfinished(id).await?;
+            let mut draft = Draft::of(record, operations);
+            let Some(answer) = change(&mut draft)? else {
+                return Ok(None);
+            };
+            match self.commit_draft(draft).await {
+                Ok(record) => return Ok(Some((answer, record))),
+                Err(CommitError::Stale { .. }) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Err(CommitError::Stale { id }.into())
+    }
+
+    /// The operations of a resource that are not final, oldest first.
+    async fn unfinished(&self, id: ResourceId) -> Result<Vec<OperationRecord>, StoreError> {
+        let query = OperationQuery {
+            visibility: Visibility::All,
+            resource: Some(id),
+            unfinished: true,
+            offset: 0,
+            limit: u32::try_from(self.settings.queue_limit)
+                .unwrap_or(u32::MAX)
+                .saturating_add(8),
+        };
+        Ok(self.store.operations(query).await?.operations)
+    }
 }
 
-#[allow(unused_variables, missing_docs)]
-impl Scoped {
-    pub async fn create(&self, request: CreateRequest, options: RequestOptions) -> Result<Accepted> {
-        unimplemented!()
-    }
-    pub async fn plan(&self, request: CreateRequest) -> Result<PlanReport> {
-        unimplemented!()
-    }
-    pub async fn get(&self, id: ResourceId, include_deleted: bool) -> Result<Versioned> {
-        unimplemented!()
-    }
-    /// `query.visibility` is replaced by the caller's own.
-    pub async fn list(&self, query: ListQuery) -> Result<ResourcePage> {
-        unimplemented!()
-    }
-    /// A merge patch (RFC 7396) over name, description, metadata, config, or `status`.
-    pub async fn update(&self, id: ResourceId, patch: Value, options: RequestOptions) -> Result<Accepted> {
-        unimplemented!()
-    }
-    pub async fn delete(&self, id: ResourceId, options: RequestOptions) -> Result<Accepted> {
-        unimplemented!()
-    }
-    /// Start, stop or restart.
-    pub async fn act(
-        &self,
-        id: ResourceId,
-        action: Action,
-        arguments: Arguments,
-        options: RequestOptions,
-    ) -> Result<Accepted> {
-        unimplemented!()
-    }
-    pub async fn status(&self, id: ResourceId) -> Result<ResourceStatus> {
-        unimplemented!()
-    }
-    pub async fn logs(&self, id: ResourceId, query: LogQuery) -> Result<Stream<Result<LogLine>>> {
-        unimplemented!()
-    }
-    pub async fn metrics(&self, id: ResourceId) -> Result<ResourceMetrics> {
-        unimplemented!()
-    }
-    /// Checks that the caller may open it and that it is up.
-    pub async fn console(&self, id: ResourceId, kind: ConsoleKind) -> Result<ConsoleAccess> {
-        unimplemented!()
-    }
-    pub async fn open_console(&self, id: ResourceId, kind: ConsoleKind) -> Result<Session> {
-        unimplemented!()
-    }
-    pub async fn exec(&self, id: ResourceId, request: ExecRequest) -> Result<ExecOutput> {
-        unimplemented!()
-    }
-    pub async fn open_exec(&self, id: ResourceId, request: ExecSession) -> Result<Session> {
-        unimplemented!()
-    }
-    pub async fn create_snapshot(
-        &self,
-        id: ResourceId,
-        request: SnapshotRequest,
-        options: RequestOptions,
-    ) -> Result<Accepted> {
-        unimplemented!()
-    }
-    pub async fn snapshots(&self, id: ResourceId) -> Result<Vec<Snapshot>> {
-        unimplemented!()
-    }
-    pub async fn restore_snapshot(
-        &self,
-        id: ResourceId,
-        snapshot: SnapshotId,
-        options: RequestOptions,
-    ) -> Result<Accepted> {
-        unimplemented!()
-    }
-    pub async fn delete_snapshot(
-        &self,
-        id: ResourceId,
-        snapshot: SnapshotId,
-        options: RequestOptions,
-    ) -> Result<Accepted> {
-        unimplemented!()
-    }
-    pub async fn operation(&self, id: OperationId) -> Result<Operation> {
-        unimplemented!()
-    }
-    pub async fn operations(
-        &self,
-        resource: Option<ResourceId>,
-        offset: u64,
-        limit: u32,
-    ) -> Result<(Vec<Operation>, u64)> {
-        unimplemented!()
-    }
-    pub async fn cancel(&self, id: OperationId) -> Result<Operation> {
-        unimplemented!()
-    }
-    /// Waits until the operation has ended or `limit` is over, and answers it as it then is.
-    pub async fn wait(&self, id: OperationId, limit: Duration) -> Result<Operation> {
-        unimplemented!()
-    }
-    /// Events after `after` (all that is kept when 0, only new ones when none). Ends at shutdown.
-    pub async fn events(&self, filter: EventFilter, after: Option<u64>) -> Result<Stream<EventItem>> {
-        unimplemented!()
-    }
-    pub async fn nodes(&self) -> Result<Vec<Node>> {
-        unimplemented!()
-    }
-    pub async fn node(&self, id: &NodeId) -> Result<Node> {
-        unimplemented!()
-    }
-    pub async fn recover_gpu(&self, node: &NodeId, gpu: &GpuUuid) -> Result<Node> {
-        unimplemented!()
-    }
-    /// The answer remembered for this caller and key; an error when the fingerprint differs.
-    pub async fn recall(&self, idempotency: &Idempotency) -> Result<Option<Value>> {
-        unimplemented!()
-    }
-    /// Remembers an answer that no commit of the manager's own remembers (exec, tickets).
-    pub async fn remember(&self, idempotency: Idempotency, answer: Value) -> Result<()> {
-        unimplemented!()
+impl From<CommitError> for Error {
+    fn from(error: CommitError) -> Self {
+        match error {
+            CommitError::Stale { id } => Self::PreconditionFailed { resource: id },
+            CommitError::Remembered => Self::IdempotencyMismatch,
+            CommitError::Held { key, holder } => {
+                Self::Conflict(Box::new(crate::ledger::held(&key, holder, "another resource")))
+            }
+            CommitError::Exceeded {
+                pool,
+                requested,
+                used,
+                limit,
+            } => Self::Conflict(Box::new(crate::ledger::exceeded(pool, requested, used, limit))),
+            CommitError::Store(error) => Self::Store(error),
+        }
     }
 }

@@ -1,0 +1,210 @@
+//! Wiring: what a manager is made of, and the settings it works by.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::ops::RangeInclusive;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use tokio::sync::{broadcast, watch};
+use tokio_util::sync::CancellationToken;
+
+use super::counters::CounterSet;
+use super::slot::Slot;
+use super::{Core, Manager, Result};
+use crate::accelerator::Accelerators;
+use crate::backend::Backend;
+use crate::env::{Environment, SystemEnvironment};
+use crate::id::NodeId;
+use crate::store::{EventQuery, Store};
+use crate::validate::Rules;
+
+/// How a manager works. Durations are wall-clock time of its environment.
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub struct Settings {
+    /// The most operations that may wait on one resource, the running one included.
+    pub queue_limit: usize,
+    /// The most changing calls under way on one backend.
+    pub parallel_calls: usize,
+    /// How many cores may be claimed for each one that there is.
+    pub cpu_overcommit: f64,
+    /// The ports of the node that are chosen from.
+    pub port_range: RangeInclusive<u16>,
+    /// How long an accepted operation waits for a backend that is away, from its acceptance.
+    pub operation_deadline: Duration,
+    /// The most that one call that makes a workload may take: image pulls, disks.
+    pub create_timeout: Duration,
+    /// The most that any other changing call may take, grace aside.
+    pub change_timeout: Duration,
+    /// The most that a call that asks may take.
+    pub read_timeout: Duration,
+    /// Grace for a stop that does not name one.
+    pub stop_grace: Duration,
+    /// Time between two looks at whether a backend answers.
+    pub probe_interval: Duration,
+    /// Time between two comparisons of everything with the backends.
+    pub resync_interval: Duration,
+    /// How long finished operations are kept.
+    pub keep_operations: Duration,
+    /// How long events are kept.
+    pub keep_events: Duration,
+    /// How long answers to idempotency keys are kept.
+    pub keep_answers: Duration,
+    /// How long records of deleted resources are kept.
+    pub keep_deleted: Duration,
+    /// Time between two prunings.
+    pub prune_interval: Duration,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        const DAY: Duration = Duration::from_secs(24 * 3600);
+        Self {
+            queue_limit: 8,
+            parallel_calls: 16,
+            cpu_overcommit: 4.0,
+            port_range: 30_000..=39_999,
+            operation_deadline: Duration::from_secs(3600),
+            create_timeout: Duration::from_secs(3600),
+            change_timeout: Duration::from_secs(120),
+            read_timeout: Duration::from_secs(10),
+            stop_grace: Duration::from_secs(10),
+            probe_interval: Duration::from_secs(5),
+            resync_interval: Duration::from_secs(60),
+            keep_operations: 30 * DAY,
+            keep_events: 7 * DAY,
+            keep_answers: DAY,
+            keep_deleted: 30 * DAY,
+            prune_interval: Duration::from_secs(3600),
+        }
+    }
+}
+
+/// Puts a manager together. What is not given has a default, save the store and at least one backend.
+pub struct Builder {
+    store: Arc<dyn Store>,
+    node: NodeId,
+    hostname: String,
+    backends: Vec<Arc<dyn Backend>>,
+    accelerators: Option<Arc<dyn Accelerators>>,
+    env: Arc<dyn Environment>,
+    rules: Rules,
+    settings: Settings,
+}
+
+impl fmt::Debug for Builder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Builder")
+            .field("node", &self.node)
+            .field("settings", &self.settings)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Builder {
+    pub(super) fn new(store: Arc<dyn Store>, node: NodeId) -> Self {
+        Self {
+            store,
+            hostname: node.to_string(),
+            node,
+            backends: Vec::new(),
+            accelerators: None,
+            env: Arc::new(SystemEnvironment),
+            rules: Rules::default(),
+            settings: Settings::default(),
+        }
+    }
+
+    /// Adds what runs workloads. Of two that run the same type the first is taken.
+    #[must_use]
+    pub fn backend(mut self, backend: Arc<dyn Backend>) -> Self {
+        self.backends.push(backend);
+        self
+    }
+
+    /// Sets what hands out GPUs; none without.
+    #[must_use]
+    pub fn accelerators(mut self, accelerators: Arc<dyn Accelerators>) -> Self {
+        self.accelerators = Some(accelerators);
+        self
+    }
+
+    /// Sets the node's host name, for people.
+    #[must_use]
+    pub fn hostname(mut self, hostname: impl Into<String>) -> Self {
+        self.hostname = hostname.into();
+        self
+    }
+
+    /// Sets where time, randomness and tasks come from; the system by default.
+    #[must_use]
+    pub fn environment(mut self, env: Arc<dyn Environment>) -> Self {
+        self.env = env;
+        self
+    }
+
+    /// Sets what the operator allows in configs.
+    #[must_use]
+    pub fn rules(mut self, rules: Rules) -> Self {
+        self.rules = rules;
+        self
+    }
+
+    /// Sets how the manager works.
+    #[must_use]
+    pub fn settings(mut self, settings: Settings) -> Self {
+        self.settings = settings;
+        self
+    }
+
+    /// Starts the manager: takes up what an earlier one left unfinished, and begins to watch the backends.
+    /// Returns before that is done.
+    ///
+    /// # Errors
+    /// When the store does not answer.
+    pub async fn build(self) -> Result<Manager> {
+        let counters = Arc::new(CounterSet::default());
+        let slots = self
+            .backends
+            .into_iter()
+            .map(|b| {
+                Arc::new(Slot::new(
+                    b,
+                    self.env.clone(),
+                    counters.clone(),
+                    self.settings.parallel_calls,
+                ))
+            })
+            .collect();
+        let newest = self
+            .store
+            .events(EventQuery {
+                after: u64::MAX,
+                limit: 1,
+            })
+            .await?
+            .newest;
+        let core = Arc::new(Core {
+            env: self.env,
+            store: self.store,
+            node: self.node,
+            hostname: self.hostname,
+            slots,
+            accelerators: self.accelerators,
+            rules: self.rules,
+            settings: self.settings,
+            counters,
+            lanes: Mutex::new(HashMap::new()),
+            monitors: Mutex::new(HashMap::new()),
+            progress: Mutex::new(HashMap::new()),
+            stopping: CancellationToken::new(),
+            newest: watch::Sender::new(newest),
+            ended: broadcast::Sender::new(1024),
+            tasks: tokio_util::task::TaskTracker::new(),
+        });
+        core.recover().await?;
+        core.watch_backends();
+        Ok(Manager { core })
+    }
+}

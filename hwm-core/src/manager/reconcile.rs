@@ -1,0 +1,392 @@
+//! What the backends see against what is recorded; and taking up, at the start, what was left unfinished.
+//!
+//! Only what carries our owner label is looked at. Of that, what the store does not know is reported and
+//! left alone: an older store than the one that made it must not cost anybody a workload.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use futures_util::StreamExt;
+use serde_json::json;
+
+use super::draft::node_event;
+use super::monitor::restarts;
+use super::run::ended_message;
+use super::slot::Slot;
+use super::{Core, Result};
+use crate::access::Visibility;
+use crate::backend::{BackendState, Call, Observed, ObservedState};
+use crate::event::EventType;
+use crate::id::ResourceId;
+use crate::lifecycle::{Action, Phase, Reaction, Seen, observe};
+use crate::resource::Record;
+use crate::store::{OperationQuery, PruneLimits, StoreError, Transaction};
+use crate::units::Timestamp;
+
+/// How many records are looked at, and operations taken up, at once.
+const PAGE: u32 = 500;
+
+impl Core {
+    /// Takes up the operations that an earlier manager left unfinished.
+    pub(super) async fn recover(self: &Arc<Self>) -> Result<()> {
+        let mut offset = 0;
+        loop {
+            let query = OperationQuery {
+                visibility: Visibility::All,
+                resource: None,
+                unfinished: true,
+                offset,
+                limit: PAGE,
+            };
+            let page = self.store.operations(query).await?;
+            for operation in &page.operations {
+                // What another server's backend carries out is that server's.
+                if self.slot(&operation.backend).is_some() {
+                    self.kick(operation.resource);
+                }
+            }
+            offset += u64::from(PAGE);
+            if offset >= page.total {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Begins to watch every backend, the GPUs, and the age of what is kept.
+    pub(super) fn watch_backends(self: &Arc<Self>) {
+        for slot in &self.slots {
+            let (core, slot) = (self.clone(), slot.clone());
+            self.spawn(async move {
+                let stopping = core.stopping.clone();
+                tokio::select! {
+                    biased;
+                    () = stopping.cancelled() => {}
+                    () = async { futures_util::join!(core.probe(&slot), core.follow(&slot)); } => {}
+                }
+            });
+        }
+        let core = self.clone();
+        self.spawn(async move {
+            let stopping = core.stopping.clone();
+            tokio::select! {
+                biased;
+                () = stopping.cancelled() => {}
+                () = async { futures_util::join!(core.prune(), core.follow_devices()); } => {}
+            }
+        });
+    }
+
+    /// Asks a backend again and again whether it is there.
+    async fn probe(&self, slot: &Slot) {
+        loop {
+            if slot.probe().await {
+                let view = slot.view();
+                let level = view.state == BackendState::Ready;
+                tracing::info!(backend = %view.name, ready = level, reason = view.reason.as_deref(), "backend");
+                let data = json!({ "backend": view.name, "state": view.state, "reason": view.reason });
+                self.announce(EventType::NodeBackend, data).await;
+            }
+            self.env.sleep(self.settings.probe_interval).await;
+        }
+    }
+
+    /// Compares everything whenever a backend comes, then listens to it until it goes.
+    async fn follow(self: &Arc<Self>, slot: &Arc<Slot>) {
+        loop {
+            slot.wait_ready(self.settings.resync_interval).await;
+            if !slot.is_ready() {
+                continue;
+            }
+            let limit = self.settings.read_timeout;
+            // Listen first, so that nothing happens between the comparison and the listening.
+            let events = slot.call("events", limit, slot.backend.events()).await;
+            self.resync(slot).await;
+            let Ok(mut events) = events else {
+                self.env.sleep(self.settings.probe_interval).await;
+                continue;
+            };
+            loop {
+                tokio::select! {
+                    biased;
+                    event = events.next() => match event {
+                        Some(event) => self.look(event.id).await,
+                        None => break,
+                    },
+                    () = slot.wait_away() => break,
+                    () = self.env.sleep(self.settings.resync_interval) => self.resync(slot).await,
+                }
+            }
+            // The stream ended: the backend may be going. Ask before listening again.
+            slot.probe().await;
+            self.env.sleep(std::time::Duration::from_millis(100)).await;
+        }
+    }
+
+    /// Compares everything that a backend has with everything that is recorded of it.
+    pub(super) async fn resync(self: &Arc<Self>, slot: &Arc<Slot>) {
+        let owned = match slot
+            .call("owned", self.settings.change_timeout, slot.backend.owned())
+            .await
+        {
+            Ok(owned) => owned,
+            Err(error) => {
+                tracing::warn!(backend = %slot.name(), %error, "what it has cannot be read");
+                return;
+            }
+        };
+        if let Err(error) = self.compare(slot, owned).await {
+            tracing::error!(backend = %slot.name(), %error, "what it has cannot be compared");
+        }
+    }
+
+    async fn compare(
+        self: &Arc<Self>,
+        slot: &Arc<Slot>,
+        owned: Vec<Observed>,
+    ) -> std::result::Result<(), StoreError> {
+        let note = format!("epoch/{}", slot.name());
+        let epoch = slot.report().and_then(|r| r.epoch);
+        let went_down = match &epoch {
+            Some(epoch) => self
+                .store
+                .note(&note)
+                .await?
+                .is_some_and(|before| before != *epoch),
+            None => false,
+        };
+        let mut seen = HashSet::with_capacity(owned.len());
+        let mut unknown = Vec::new();
+        for observed in &owned {
+            seen.insert(observed.id);
+            match self.store.record(observed.id).await? {
+                Some(record) => self.react(slot, &record, Some(observed), went_down).await?,
+                None => unknown.push(observed.id),
+            }
+        }
+        if !unknown.is_empty() {
+            tracing::warn!(backend = %slot.name(), ?unknown, "workloads carry our label and are not in the store; left alone");
+        }
+        let mut after = None;
+        loop {
+            let phases = [Phase::Running, Phase::Error];
+            let ids = self
+                .store
+                .ids_in_phases(slot.name(), &phases, after, PAGE as usize)
+                .await?;
+            for id in ids.iter().filter(|id| !seen.contains(id)) {
+                if let Some(record) = self.store.record(*id).await? {
+                    self.react(slot, &record, None, went_down).await?;
+                }
+            }
+            after = ids.last().copied();
+            if ids.len() < PAGE as usize {
+                break;
+            }
+        }
+        if let Some(epoch) = epoch
+            && (went_down || self.store.note(&note).await?.is_none())
+        {
+            let transaction = Transaction {
+                notes: vec![(note, epoch)],
+                ..Transaction::default()
+            };
+            self.commit(transaction)
+                .await
+                .map_err(|e| StoreError::new("noting the epoch", e.to_string()))?;
+        }
+        Ok(())
+    }
+
+    /// Looks at one workload that is said to have changed.
+    pub(super) async fn look(self: &Arc<Self>, id: ResourceId) {
+        if self.is_busy(id) {
+            return;
+        }
+        let looked = async {
+            let Some(record) = self.store.record(id).await? else {
+                return Ok(());
+            };
+            let Some(slot) = self.slot(&record.backend).cloned() else {
+                return Ok(());
+            };
+            match slot
+                .call("inspect", self.settings.read_timeout, slot.backend.inspect(&[id]))
+                .await
+            {
+                Ok(seen) => {
+                    self.react(&slot, &record, seen.iter().find(|o| o.id == id), false)
+                        .await
+                }
+                Err(error) => {
+                    tracing::warn!(resource = %id, %error, "it cannot be looked at");
+                    Ok(())
+                }
+            }
+        };
+        if let Err(error) = looked.await {
+            tracing::error!(resource = %id, %error, "what was seen cannot be recorded");
+        }
+    }
+
+    async fn react(
+        self: &Arc<Self>,
+        slot: &Arc<Slot>,
+        record: &Record,
+        observed: Option<&Observed>,
+        went_down: bool,
+    ) -> std::result::Result<(), StoreError> {
+        let id = record.id;
+        if self.is_busy(id) {
+            return Ok(());
+        }
+        match observe(record.phase, record.desired, seen(observed, went_down)) {
+            Reaction::Keep => {
+                if !self.monitors().contains_key(&id) {
+                    self.follow_up(record);
+                }
+                Ok(())
+            }
+            Reaction::Becomes(Phase::Running) if record.config.health_check().is_some() => {
+                // It runs, and is in error for want of health: only its health check brings it back.
+                let watched = Record {
+                    phase: Phase::Running,
+                    ..record.clone()
+                };
+                if !self.monitors().contains_key(&id) && !restarts(record) {
+                    self.follow_up(&watched);
+                }
+                Ok(())
+            }
+            Reaction::Becomes(phase) => {
+                let message = match observed.map(|o| &o.state) {
+                    Some(ObservedState::Ended { exit_code, cause }) if phase == Phase::Error => {
+                        Some(ended_message(*exit_code, cause.as_deref()))
+                    }
+                    _ => None,
+                };
+                self.becomes(id, phase, message).await
+            }
+            Reaction::BringUp => {
+                tracing::warn!(resource = %id, "it should run and does not; starting it");
+                self.submit_own(id, Action::Start, |now| {
+                    now.phase == Phase::Running && now.revision == record.revision
+                })
+                .await
+            }
+            Reaction::TakeDown => {
+                tracing::warn!(resource = %id, "it runs and should not; stopping it");
+                self.submit_own(id, Action::Stop, |now| now.revision == record.revision)
+                    .await
+            }
+            Reaction::Remove => {
+                tracing::warn!(resource = %id, "it was deleted and is there; removing it");
+                let limit = self.settings.change_timeout;
+                let call = Call::new(record.generation, limit);
+                if let Err(error) = slot.change("remove", limit, slot.backend.remove(&call, id)).await {
+                    tracing::warn!(resource = %id, %error, "it cannot be removed; trying again later");
+                }
+                Ok(())
+            }
+        }
+    }
+
+    /// Hears what happens to GPUs, and marks those who lost theirs.
+    async fn follow_devices(self: &Arc<Self>) {
+        let Some(accelerators) = self.accelerators.clone() else {
+            return;
+        };
+        loop {
+            if let Ok(mut events) = accelerators.events().await {
+                while let Some(event) = events.next().await {
+                    let data = json!({
+                        "gpu": event.card, "instance": event.instance, "fatal": event.fatal, "message": event.message,
+                    });
+                    self.announce(EventType::NodeGpu, data).await;
+                    if event.fatal
+                        && let Err(error) = self.lost_device(&event).await
+                    {
+                        tracing::error!(gpu = %event.card, %error, "a lost GPU cannot be recorded");
+                    }
+                }
+            }
+            self.env.sleep(self.settings.probe_interval).await;
+        }
+    }
+
+    async fn lost_device(
+        self: &Arc<Self>,
+        event: &crate::accelerator::AcceleratorEvent,
+    ) -> std::result::Result<(), StoreError> {
+        let prefix = format!("gpu/{}/", event.card);
+        let claims = self
+            .store
+            .claims(&self.node, crate::store::ClaimFilter::Prefix(prefix))
+            .await?;
+        let holders: HashSet<ResourceId> = claims.into_iter().map(|c| c.holder).collect();
+        for id in holders {
+            let Some(record) = self.store.record(id).await? else {
+                continue;
+            };
+            let hit = event
+                .instance
+                .as_ref()
+                .is_none_or(|instance| record.allocation.grants.iter().any(|g| g.uuid == *instance));
+            if hit && record.phase == Phase::Running {
+                self.becomes(
+                    id,
+                    Phase::Error,
+                    Some(format!("GPU {}: {}", event.card, event.message)),
+                )
+                .await?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn prune(&self) {
+        loop {
+            self.env.sleep(self.settings.prune_interval).await;
+            let now = self.env.now().as_millis();
+            let before = |keep: std::time::Duration| {
+                Timestamp::from_millis(
+                    now.saturating_sub(i64::try_from(keep.as_millis()).unwrap_or(i64::MAX)),
+                )
+            };
+            let limits = PruneLimits {
+                operations: before(self.settings.keep_operations),
+                events: before(self.settings.keep_events),
+                remembered: before(self.settings.keep_answers),
+                deleted: before(self.settings.keep_deleted),
+            };
+            match self.store.prune(limits).await {
+                Ok(rows) => tracing::debug!(rows, "pruned"),
+                Err(error) => tracing::error!(%error, "nothing could be pruned"),
+            }
+        }
+    }
+
+    async fn announce(&self, kind: EventType, data: serde_json::Value) {
+        let event = node_event(kind, self.env.now(), data);
+        if let Err(error) = self
+            .commit(Transaction {
+                events: vec![event],
+                ..Transaction::default()
+            })
+            .await
+        {
+            tracing::error!(%error, "an event of the node cannot be recorded");
+        }
+    }
+}
+
+fn seen(observed: Option<&Observed>, went_down: bool) -> Seen {
+    match observed.map(|o| &o.state) {
+        None => Seen::Absent,
+        Some(ObservedState::Created) => Seen::Created,
+        Some(ObservedState::Running) => Seen::Up,
+        Some(ObservedState::Ended { .. }) if went_down => Seen::WentDownWithHost,
+        Some(state @ ObservedState::Ended { .. }) => Seen::Ended {
+            clean: state.ended_clean(),
+        },
+    }
+}
