@@ -1,0 +1,6 @@
+//! For tests of hwm and of what is built on it: a simulator, a replayable environment, faults, and the
+//! suites that every backend and every store must pass.
+
+pub mod env;
+pub mod sim;
+pub mod store_suite;
