@@ -599,11 +599,11 @@ pub enum BackendErrorKind {
 
 /// A failure of a backend. Its text holds no secret.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
-#[error("{doing}: {message}")]
+#[error("{doing}{}{message}", if doing.is_empty() { "" } else { ": " })]
 pub struct BackendError {
     /// What kind.
     pub kind: BackendErrorKind,
-    /// What was being done, to what, for example `pulling image nginx:alpine`.
+    /// What was being done, to what, for example `pulling image nginx:alpine`; empty where the message says it.
     pub doing: String,
     /// What went wrong, and the way out where one is known.
     pub message: String,

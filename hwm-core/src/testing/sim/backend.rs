@@ -119,6 +119,7 @@ impl Backend for SimBackend {
         self.inner
             .serve(self.daemon, doing.clone(), async move {
                 inner.at(|world, _| world.fence(&key, generation, &doing))?;
+                inner.meet_fate(&workload.name, &progress).await?;
                 inner.fetch(&workload.config, &progress, &doing).await?;
                 if key.daemon == Daemon::Machines {
                     inner.at(|world, _| {

@@ -45,10 +45,12 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 
 pub use boards::{InvalidCards, SimBoard, SimCard, SimProfile, parse_cards};
-pub use world::{Daemon, Latency, Presence};
+pub use world::{Daemon, Fate, Latency, Presence};
 
 use crate::accelerator::{AcceleratorEvent, Accelerators};
-use crate::backend::{Backend, BackendError, BackendErrorKind, LogStream, Observed, Result, Workload};
+use crate::backend::{
+    Backend, BackendError, BackendErrorKind, LogStream, Observed, ProgressSink, Result, Workload,
+};
 use crate::config::Protocol;
 use crate::env::Environment;
 use crate::id::{GpuUuid, ResourceId, SnapshotId};
@@ -155,6 +157,21 @@ impl Inner {
             }
             if presence.changed().await.is_err() {
                 return Err(away(doing));
+            }
+        }
+    }
+
+    /// Waits or fails as the name's fate is.
+    async fn meet_fate(&self, name: &str, progress: &ProgressSink) -> Result<()> {
+        let mut fates = self.lock().fates.subscribe();
+        loop {
+            match fates.borrow_and_update().get(name) {
+                None => return Ok(()),
+                Some(Fate::Fails(error)) => return Err(error.clone()),
+                Some(Fate::Held { message, percent }) => progress.report(message, *percent),
+            }
+            if fates.changed().await.is_err() {
+                return Ok(());
             }
         }
     }
@@ -497,6 +514,18 @@ impl Sim {
     /// What was planted and is not as it was; empty when all is well.
     pub fn changed_foreign(&self) -> Vec<String> {
         self.change(|world, _| world.changed_foreign())
+    }
+
+    /// What becomes of workloads of this name when they are made from now on; as usual without a fate.
+    pub fn set_fate(&self, name: &str, fate: Option<Fate>) {
+        self.change(|world, _| {
+            world.fates.send_modify(|fates| {
+                match fate {
+                    Some(fate) => fates.insert(name.to_owned(), fate),
+                    None => fates.remove(name),
+                };
+            });
+        });
     }
 
     /// Whether health checks of a workload succeed.

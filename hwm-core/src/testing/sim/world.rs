@@ -45,6 +45,20 @@ pub enum Presence {
     Hung,
 }
 
+/// What becomes of a workload when it is made.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Fate {
+    /// Making it does not get on until the fate changes.
+    Held {
+        /// How far it is, for people.
+        message: String,
+        /// The same in percent.
+        percent: Option<u8>,
+    },
+    /// Making it fails.
+    Fails(BackendError),
+}
+
 pub(super) struct DaemonState {
     pub(super) presence: watch::Sender<Presence>,
     /// Connections of an earlier run are lost.
@@ -229,6 +243,8 @@ pub(super) struct World {
     pub(super) capacity: Capacity,
     pub(super) latency: Latency,
     pub(super) full: bool,
+    /// By name of the workload.
+    pub(super) fates: watch::Sender<BTreeMap<String, Fate>>,
     pub(super) gpus: Gpus,
     made: u64,
 }
@@ -253,6 +269,7 @@ impl World {
             capacity,
             latency,
             full: false,
+            fates: watch::Sender::default(),
             gpus,
             made: 0,
         }
