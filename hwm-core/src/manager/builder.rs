@@ -197,6 +197,7 @@ impl Builder {
             counters,
             lanes: Mutex::new(HashMap::new()),
             monitors: Mutex::new(HashMap::new()),
+            fallen: Mutex::new(HashMap::new()),
             progress: Mutex::new(HashMap::new()),
             stopping: CancellationToken::new(),
             newest: watch::Sender::new(newest),

@@ -9,8 +9,8 @@ use crate::config::{Config, GpuRequest};
 use crate::error::{Conflict, ConflictKind, Error, Holder, Violation};
 use crate::id::ResourceId;
 use crate::ledger::{self, Claim, ClaimKey, Demand, Pool, PoolLimit, PortBinding, port_candidates};
-use crate::resource::Allocation;
-use crate::store::{ClaimFilter, CommitError, StoreError};
+use crate::resource::{Allocation, Record};
+use crate::store::{ClaimFilter, CommitError, Release, StoreError, Transaction};
 
 /// What is to be claimed for a resource, and what was chosen for it.
 pub(super) struct ClaimPlan {
@@ -207,6 +207,39 @@ impl Core {
         };
         check_gpu_memory(config, &placements)?;
         Ok(placements)
+    }
+
+    /// Claims what only a resource that is up needs.
+    pub(super) fn claim_running(&self, tx: &mut Transaction, record: &Record) {
+        let demand = Demand::of(&record.config, str::to_owned);
+        tx.claim.extend(self.shares(record.id, &demand.running));
+        tx.limits = self.limits();
+    }
+
+    /// Gives back what only a resource that is up needs.
+    pub(super) fn release_running(&self, tx: &mut Transaction, id: ResourceId) {
+        let keys = vec![ClaimKey::Cpu, ClaimKey::Ram];
+        tx.release.push(Release {
+            holder: id,
+            keys: Some(keys),
+        });
+    }
+
+    /// Sets the shares of pools of a resource that is up to what its config needs now.
+    pub(super) fn exact_shares(&self, tx: &mut Transaction, record: &Record) {
+        let demand = Demand::of(&record.config, str::to_owned);
+        tx.claim.extend(self.shares(record.id, &demand.lasting));
+        tx.claim.extend(self.shares(record.id, &demand.running));
+    }
+
+    fn shares(&self, holder: ResourceId, shares: &[(Pool, u64)]) -> impl Iterator<Item = Claim> {
+        let node = self.node.clone();
+        shares.iter().map(move |(pool, amount)| Claim {
+            node: node.clone(),
+            key: pool.key(),
+            holder,
+            amount: *amount,
+        })
     }
 
     /// The limits of the node's pools.

@@ -67,6 +67,7 @@ use crate::ledger::ClaimKey;
 use crate::operation::OperationRecord;
 use crate::resource::Record;
 use crate::store::{ClaimFilter, CommitError, OperationQuery, Store, StoreError, Transaction};
+use crate::units::Timestamp;
 use crate::validate::Rules;
 use counters::CounterSet;
 use draft::Draft;
@@ -191,6 +192,9 @@ struct Core {
     counters: Arc<CounterSet>,
     lanes: Mutex<HashMap<ResourceId, lane::Lane>>,
     monitors: Mutex<HashMap<ResourceId, CancellationToken>>,
+    /// What ended by itself lately, when, and at which revision: a daemon that is being shut down ends its
+    /// workloads before it goes.
+    fallen: Mutex<HashMap<ResourceId, (Timestamp, u64)>>,
     /// How far running operations are, between two commits.
     progress: Mutex<HashMap<OperationId, (String, Option<u8>)>>,
     stopping: CancellationToken,
@@ -209,6 +213,10 @@ impl Core {
 
     fn monitors(&self) -> MutexGuard<'_, HashMap<ResourceId, CancellationToken>> {
         self.monitors.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn fallen(&self) -> MutexGuard<'_, HashMap<ResourceId, (Timestamp, u64)>> {
+        self.fallen.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn progress(&self) -> MutexGuard<'_, HashMap<OperationId, (String, Option<u8>)>> {

@@ -14,6 +14,8 @@ use crate::operation::{Arguments, OperationStatus};
 use crate::resource::Record;
 use crate::store::StoreError;
 
+/// What ended so shortly before its daemon went away, ended because of that.
+pub(super) const FALLEN_WITH_DAEMON: Duration = Duration::from_secs(60);
 /// Checks missed in a row that make a resource `error`.
 const MISSES: u32 = 3;
 /// The longest pause before a restart.
@@ -195,10 +197,11 @@ impl Core {
                 }
                 let restarts = draft.record.restarts + 1;
                 draft.record.generation += 1;
+                draft.record.desired = action.desires().unwrap_or(draft.record.desired);
                 let operation = self.new_operation(&draft.record, action, Arguments::default(), "hwm");
                 draft.operations.push(operation);
                 if action == Action::Start {
-                    self.claim_running(draft);
+                    self.claim_running(&mut draft.tx, &draft.record);
                     draft.record.restarts = restarts;
                 }
                 Ok(Some(()))
@@ -272,6 +275,11 @@ impl Core {
             .await
             .map_err(|StoreOnly(error)| error)?;
         if let Some(((), record)) = amended {
+            if matches!(phase, Phase::Error | Phase::Stopped) {
+                let mut fallen = self.fallen();
+                fallen.retain(|_, (at, _)| now.since(*at) < FALLEN_WITH_DAEMON);
+                fallen.insert(id, (now, record.revision));
+            }
             self.follow_up(&record);
         }
         Ok(())

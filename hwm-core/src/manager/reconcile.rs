@@ -10,7 +10,7 @@ use futures_util::StreamExt;
 use serde_json::json;
 
 use super::draft::node_event;
-use super::monitor::restarts;
+use super::monitor::{FALLEN_WITH_DAEMON, restarts};
 use super::run::ended_message;
 use super::slot::Slot;
 use super::{Core, Result};
@@ -144,16 +144,7 @@ impl Core {
         slot: &Arc<Slot>,
         owned: Vec<Observed>,
     ) -> std::result::Result<(), StoreError> {
-        let note = format!("epoch/{}", slot.name());
-        let epoch = slot.report().and_then(|r| r.epoch);
-        let went_down = match &epoch {
-            Some(epoch) => self
-                .store
-                .note(&note)
-                .await?
-                .is_some_and(|before| before != *epoch),
-            None => false,
-        };
+        let went_down = self.went_down(slot).await?;
         let mut seen = HashSet::with_capacity(owned.len());
         let mut unknown = Vec::new();
         for observed in &owned {
@@ -183,16 +174,55 @@ impl Core {
                 break;
             }
         }
-        if let Some(epoch) = epoch
-            && (went_down || self.store.note(&note).await?.is_none())
-        {
-            let transaction = Transaction {
-                notes: vec![(note, epoch)],
-                ..Transaction::default()
-            };
-            self.commit(transaction)
-                .await
-                .map_err(|e| StoreError::new("noting the epoch", e.to_string()))?;
+        if went_down {
+            self.raise_fallen(slot).await?;
+        }
+        self.note_epoch(slot).await
+    }
+
+    /// Whether the daemon or the host is another than the one that was compared with last, so that what
+    /// ended did so with it.
+    async fn went_down(&self, slot: &Slot) -> std::result::Result<bool, StoreError> {
+        let Some(epoch) = slot.report().and_then(|r| r.epoch) else {
+            return Ok(false);
+        };
+        Ok(self
+            .store
+            .note(&epoch_note(slot))
+            .await?
+            .is_some_and(|before| before != epoch))
+    }
+
+    async fn note_epoch(&self, slot: &Slot) -> std::result::Result<(), StoreError> {
+        let Some(epoch) = slot.report().and_then(|r| r.epoch) else {
+            return Ok(());
+        };
+        let note = epoch_note(slot);
+        if self.store.note(&note).await?.as_ref() == Some(&epoch) {
+            return Ok(());
+        }
+        let transaction = Transaction {
+            notes: vec![(note, epoch)],
+            ..Transaction::default()
+        };
+        self.commit(transaction)
+            .await
+            .map_err(|e| StoreError::new("noting the epoch", e.to_string()))
+    }
+
+    /// Brings up again what ended just before its daemon went away: it was the daemon that ended it.
+    async fn raise_fallen(self: &Arc<Self>, slot: &Slot) -> std::result::Result<(), StoreError> {
+        let Some(gone) = slot.away_since() else {
+            return Ok(());
+        };
+        let fallen: Vec<_> = self.fallen().drain().collect();
+        for (id, (at, revision)) in fallen {
+            if gone.since(at) < FALLEN_WITH_DAEMON {
+                self.submit_own(id, Action::Start, |now| {
+                    now.revision == revision && now.backend == *slot.name()
+                })
+                .await?;
+            }
         }
         Ok(())
     }
@@ -377,6 +407,10 @@ impl Core {
             tracing::error!(%error, "an event of the node cannot be recorded");
         }
     }
+}
+
+fn epoch_note(slot: &Slot) -> String {
+    format!("epoch/{}", slot.name())
 }
 
 fn seen(observed: Option<&Observed>, went_down: bool) -> Seen {

@@ -13,6 +13,7 @@ use crate::error::Error;
 use crate::id::BackendName;
 use crate::ledger::Capacity;
 use crate::node::NodeBackend;
+use crate::units::Timestamp;
 
 /// How long a backend may take to say that it is there.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -32,6 +33,7 @@ struct Seen {
     state: BackendState,
     reason: Option<String>,
     report: Option<BackendReport>,
+    away_since: Option<Timestamp>,
 }
 
 impl Slot {
@@ -51,6 +53,7 @@ impl Slot {
                 state: BackendState::Unknown,
                 reason: None,
                 report: None,
+                away_since: None,
             }),
             ready: watch::Sender::new(false),
         }
@@ -86,6 +89,11 @@ impl Slot {
         self.seen().report.clone()
     }
 
+    /// When it went away last.
+    pub(super) fn away_since(&self) -> Option<Timestamp> {
+        self.seen().away_since
+    }
+
     pub(super) fn is_ready(&self) -> bool {
         *self.ready.borrow()
     }
@@ -102,6 +110,9 @@ impl Slot {
             Err(error) => (BackendState::Away, Some(error.message)),
         };
         let changed = seen.state != state;
+        if changed && state == BackendState::Away {
+            seen.away_since = Some(self.env.now());
+        }
         seen.state = state;
         seen.reason = reason;
         drop(seen);
@@ -111,6 +122,9 @@ impl Slot {
 
     fn lost(&self, error: &BackendError) {
         let mut seen = self.seen();
+        if seen.state != BackendState::Away {
+            seen.away_since = Some(self.env.now());
+        }
         seen.state = BackendState::Away;
         seen.reason = Some(error.message.clone());
         drop(seen);

@@ -1,0 +1,299 @@
+//! How an operation ends: succeeded, or undone in reverse and failed or cancelled.
+
+use std::future::Future;
+
+use super::call::applied;
+use super::{FIRST_CHECK, Fault, LONGEST_PAUSE, Outcome, Run, UNDO_TRIES, ended_message};
+use crate::backend::{ObservedState, StopOptions};
+use crate::event::EventType;
+use crate::lifecycle::{Action, Desired, Phase};
+use crate::manager::Core;
+use crate::manager::draft::{self, Draft};
+use crate::operation::{OperationError, OperationRecord, OperationStatus, Step};
+use crate::snapshot::SnapshotState;
+use crate::store::{Release, Transaction};
+
+impl Run<'_> {
+    pub(super) async fn succeed(&self, outcome: Outcome) -> Result<(), Fault> {
+        let now = self.core.env.now();
+        let id = self.operation.resource;
+        let record = self
+            .amend(|draft| {
+                self.mark_ended(draft, OperationStatus::Succeeded, None);
+                let record = &mut draft.record;
+                record.error_message = None;
+                let phase = match &outcome {
+                    Outcome::Up(seen) => {
+                        record.applied = Some(applied(record, self.operation.generation));
+                        record.runtime = Some(record.runtime_of(seen));
+                        record.missed_health_checks = 0;
+                        record.last_health_check = record
+                            .config
+                            .health_check()
+                            .map(|_| now)
+                            .or(record.last_health_check);
+                        let obsolete = std::mem::take(&mut record.allocation.obsolete);
+                        draft.tx.release.push(Release {
+                            holder: id,
+                            keys: Some(obsolete),
+                        });
+                        match &seen.state {
+                            ObservedState::Running => Phase::Running,
+                            ObservedState::Created => Phase::Stopped,
+                            state if state.ended_clean() => Phase::Stopped,
+                            ObservedState::Ended { exit_code, cause } => {
+                                record.error_message = Some(ended_message(*exit_code, cause.as_deref()));
+                                Phase::Error
+                            }
+                        }
+                    }
+                    Outcome::Down => {
+                        if let Some(runtime) = &mut record.runtime {
+                            runtime.stopped_at = Some(now);
+                        }
+                        Phase::Stopped
+                    }
+                    Outcome::Gone => {
+                        record.deleted_at = record.deleted_at.or(Some(now));
+                        record.runtime = None;
+                        record.config.forget_secrets();
+                        record.allocation = Default::default();
+                        draft.tx.release.push(Release {
+                            holder: id,
+                            keys: None,
+                        });
+                        let event =
+                            draft::about(record, EventType::ResourceDeleted, now, serde_json::json!({}));
+                        draft.tx.events.push(event);
+                        Phase::Deleted
+                    }
+                    Outcome::Updated => {
+                        record.applied = Some(applied(record, self.operation.generation));
+                        if let Some(runtime) = &mut record.runtime {
+                            runtime.allocated_cpu = record.config.cpu().unwrap_or_default();
+                            runtime.allocated_ram = record.config.ram().unwrap_or_default();
+                        }
+                        record.phase
+                    }
+                    Outcome::SnapshotTaken(_) | Outcome::SnapshotDeleted => record.phase,
+                    Outcome::SnapshotRestored { running, seen } => {
+                        if let Some(seen) = seen {
+                            record.runtime = Some(record.runtime_of(seen));
+                        }
+                        record.desired = if *running {
+                            Desired::Running
+                        } else {
+                            Desired::Stopped
+                        };
+                        if *running { Phase::Running } else { Phase::Stopped }
+                    }
+                };
+                if record.phase != Phase::Deleting || phase == Phase::Deleted {
+                    record.phase = phase;
+                }
+                if record.phase == Phase::Running {
+                    self.core.exact_shares(&mut draft.tx, record);
+                } else if !record.phase.takes_capacity() {
+                    self.core.release_running(&mut draft.tx, id);
+                }
+            })
+            .await?;
+        self.end_snapshot(&outcome).await?;
+        if let Some(record) = record {
+            self.core.follow_up(&record);
+        }
+        Ok(())
+    }
+
+    pub(super) async fn end_snapshot(&self, outcome: &Outcome) -> Result<(), Fault> {
+        let (report, forget) = match outcome {
+            Outcome::SnapshotTaken(report) => (Some(report), false),
+            Outcome::SnapshotDeleted => (None, true),
+            Outcome::Up(_)
+            | Outcome::Down
+            | Outcome::Gone
+            | Outcome::Updated
+            | Outcome::SnapshotRestored { .. } => return Ok(()),
+        };
+        let Some(id) = self.operation.arguments.snapshot else {
+            return Ok(());
+        };
+        let mut transaction = Transaction::default();
+        if forget {
+            transaction.forget_snapshots.push(id);
+        }
+        if let Some(report) = report {
+            let all = self.core.store.snapshots(self.operation.resource).await?;
+            transaction
+                .snapshots
+                .extend(all.into_iter().filter(|s| s.id == id).map(|mut snapshot| {
+                    snapshot.state = SnapshotState::Ready;
+                    snapshot.disk_size = report.disk_size;
+                    snapshot.consistency = Some(report.consistency);
+                    snapshot
+                }));
+        }
+        Ok(self.core.commit(transaction).await?)
+    }
+
+    /// Takes back what was half-made, and ends the operation as failed, or as cancelled without an error.
+    pub(super) async fn undo_and_end(&self, error: Option<OperationError>) -> Result<(), Fault> {
+        let mut error = error;
+        let at = self.step_reached().await?;
+        if at != Step::Accepted {
+            let why = error.clone();
+            self.amend(|draft| {
+                if let Some(operation) = draft.operation_mut(self.operation.id) {
+                    operation.error.clone_from(&why);
+                    operation.cancel_requested |= why.is_none();
+                    operation.progress.step = Step::Undo;
+                    operation.progress.message = "taking back what was half-made".into();
+                }
+            })
+            .await?;
+            if let Err(stuck) = self.undo(at).await {
+                let message = match stuck {
+                    Fault::Failed { message, .. } | Fault::Away { message } => message,
+                    Fault::Store(error) => return Err(Fault::Store(error)),
+                };
+                let error = error.get_or_insert_with(|| OperationError {
+                    code: "BACKEND_FAILED".into(),
+                    message: "it was cancelled".into(),
+                });
+                error.message = format!(
+                    "{}; taking back what was half-made failed too: {message}",
+                    error.message
+                );
+            }
+        }
+        let status = if error.is_some() {
+            OperationStatus::Failed
+        } else {
+            OperationStatus::Cancelled
+        };
+        self.amend(|draft| {
+            self.mark_ended(draft, status, error.clone());
+            self.core
+                .settle_unfinished(draft, &self.operation, error.as_ref());
+        })
+        .await?;
+        Ok(())
+    }
+
+    /// The step in which the operation was before it began to be undone.
+    pub(super) async fn step_reached(&self) -> Result<Step, Fault> {
+        let stored = self.core.store.operation(self.operation.id).await?;
+        Ok(stored.map_or(Step::Accepted, |o| o.progress.step))
+    }
+
+    pub(super) async fn undo(&self, at: Step) -> Result<(), Fault> {
+        let record = self.record().await?;
+        match self.operation.action {
+            Action::Create | Action::Start | Action::Restart => {
+                let cancelled_create = self.operation.action == Action::Create && self.is_cancelled().await?;
+                let never_ran = record.applied.is_none()
+                    && matches!(
+                        at,
+                        Step::Accepted | Step::PrepareDevices | Step::Create | Step::Undo
+                    );
+                if cancelled_create || never_ran {
+                    self.undo_step(|| self.remove_workload()).await?;
+                    self.undo_step(|| self.release_devices(&record)).await
+                } else {
+                    self.undo_step(|| {
+                        self.stop(StopOptions {
+                            force: true,
+                            grace: None,
+                        })
+                    })
+                    .await
+                }
+            }
+            Action::SnapshotCreate => {
+                let (facet, id) = self.snapshot_facet()?;
+                let resource = self.operation.resource;
+                let limit = self.core.settings.create_timeout;
+                self.undo_step(|| {
+                    self.persist("snapshot-delete", limit, |call| {
+                        let facet = facet.clone();
+                        async move { facet.delete(&call, resource, id).await }
+                    })
+                })
+                .await
+            }
+            // What these began is only ever completed, by asking again.
+            Action::Stop
+            | Action::Update
+            | Action::Delete
+            | Action::SnapshotRestore
+            | Action::SnapshotDelete => Ok(()),
+        }
+    }
+
+    pub(super) async fn is_cancelled(&self) -> Result<bool, Fault> {
+        let stored = self.core.store.operation(self.operation.id).await?;
+        Ok(stored.is_some_and(|o| o.cancel_requested))
+    }
+
+    pub(super) async fn undo_step<F: Future<Output = Result<(), Fault>>>(
+        &self,
+        step: impl Fn() -> F,
+    ) -> Result<(), Fault> {
+        let mut tries = 0;
+        loop {
+            match step().await {
+                Ok(()) => return Ok(()),
+                Err(Fault::Store(error)) => return Err(Fault::Store(error)),
+                Err(Fault::Away { .. }) => {
+                    self.slot.wait_ready(LONGEST_PAUSE).await;
+                    self.core.env.sleep(FIRST_CHECK).await;
+                }
+                Err(fault) => {
+                    tries += 1;
+                    if tries >= UNDO_TRIES {
+                        return Err(fault);
+                    }
+                    self.core.env.sleep(FIRST_CHECK * tries).await;
+                }
+            }
+        }
+    }
+}
+
+impl Core {
+    /// What becomes of a resource whose operation failed or was cancelled.
+    fn settle_unfinished(
+        &self,
+        draft: &mut Draft,
+        operation: &OperationRecord,
+        error: Option<&OperationError>,
+    ) {
+        let record = &mut draft.record;
+        let id = record.id;
+        let phase = match (operation.action, error) {
+            (Action::Create, None) => Phase::Queued,
+            (Action::Start | Action::Restart, None) => Phase::Stopped,
+            (Action::Create | Action::Start | Action::Restart | Action::Stop | Action::Delete, _) => {
+                Phase::Failed
+            }
+            (
+                Action::Update | Action::SnapshotCreate | Action::SnapshotRestore | Action::SnapshotDelete,
+                _,
+            ) => record.phase,
+        };
+        if record.phase != Phase::Deleting || operation.action == Action::Delete {
+            record.phase = phase;
+        }
+        if let (Phase::Queued | Phase::Stopped, Desired::Running) = (record.phase, record.desired) {
+            record.desired = Desired::Stopped;
+        }
+        if let (Some(error), Phase::Failed) = (error, record.phase) {
+            record.error_message = Some(error.message.clone());
+        }
+        // A stop or a removal that failed may have left it running: it keeps what it holds.
+        let may_run = matches!(operation.action, Action::Stop | Action::Delete);
+        if !record.phase.takes_capacity() && !may_run {
+            self.release_running(&mut draft.tx, id);
+        }
+    }
+}

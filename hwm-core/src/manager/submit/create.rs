@@ -1,0 +1,228 @@
+//! New resources, and what a create would do.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use super::Asking;
+use crate::access::Principal;
+use crate::env::NewIds;
+use crate::error::{Error, Violation};
+use crate::id::ResourceId;
+use crate::ledger::{ClaimKey, Demand};
+use crate::lifecycle::{Action, Desired, Phase};
+use crate::manager::api::{Accepted, PlanReport};
+use crate::manager::claims::ClaimPlan;
+use crate::manager::draft::Draft;
+use crate::manager::slot::Slot;
+use crate::manager::{Core, RETRIES, Result};
+use crate::operation::{Arguments, Step};
+use crate::resource::{Allocation, Record, Resource};
+use crate::store::CommitError;
+use crate::validate::CreateRequest;
+
+impl Core {
+    /// Accepts a new resource.
+    pub(in crate::manager) async fn create(
+        self: &Arc<Self>,
+        request: CreateRequest,
+        asking: Asking<'_>,
+    ) -> Result<Accepted> {
+        if let Some(accepted) = self
+            .recalled(asking.options.idempotency.as_ref(), asking.principal)
+            .await?
+        {
+            return Ok(accepted);
+        }
+        let slot = self.slot_for(request.config.resource_type())?.clone();
+        self.require_here(&request)?;
+        slot.require_ready().await?;
+        let id = self.env.new_resource_id();
+        let mut record = self.new_record(id, &slot, request, asking.principal);
+        let auto_start = record.desired == Desired::Running;
+        let mut resolved = None;
+        for attempt in 0..u32::try_from(RETRIES).unwrap_or(u32::MAX) {
+            let nothing = BTreeMap::new();
+            let plan = self
+                .plan_claims(
+                    id,
+                    &record.config,
+                    resolved.as_ref().unwrap_or(&nothing),
+                    None,
+                    attempt,
+                )
+                .await;
+            let mut plan = match plan {
+                Ok(plan) => plan,
+                Err(error) => return Err(self.name_holders(error, asking.principal).await),
+            };
+            record.allocation = plan.allocation.clone();
+            if resolved.is_none() {
+                let paths = self.check(&slot, &record.workload(record.generation)).await?;
+                plan.demand = Demand::of(&record.config, |p| {
+                    paths.get(p).cloned().unwrap_or_else(|| p.to_owned())
+                });
+                resolved = Some(paths);
+            }
+            let mut draft = Draft::new(record.clone());
+            if auto_start {
+                draft.operations.push(self.new_operation(
+                    &record,
+                    Action::Create,
+                    Arguments::default(),
+                    &asking.principal.subject,
+                ));
+            }
+            draft.tx.claim = plan.claims(self, id, auto_start);
+            draft.tx.limits = self.limits();
+            let accepted = Accepted {
+                resource: Resource::from(&record),
+                revision: record.revision,
+                operation: draft.operations.first().map(|o| o.id),
+                snapshot: None,
+                time: record.created_at,
+            };
+            draft.tx.remember = self.remembering(&asking, &accepted)?;
+            match self.commit_draft(draft).await {
+                Ok(_) => {
+                    self.kick(id);
+                    return Ok(accepted);
+                }
+                Err(CommitError::Held {
+                    key: ClaimKey::Port(..) | ClaimKey::Gpu(..),
+                    ..
+                }) if plan.chose_ports() || !plan.allocation.gpus.is_empty() => {}
+                Err(CommitError::Remembered) => {
+                    if let Some(accepted) = self
+                        .recalled(asking.options.idempotency.as_ref(), asking.principal)
+                        .await?
+                    {
+                        return Ok(accepted);
+                    }
+                }
+                Err(error) => return Err(self.explain(error, asking.principal).await),
+            }
+            if attempt > 2 && plan.allocation.gpus.is_empty() && !plan.chose_ports() {
+                break;
+            }
+        }
+        Err(self.lost_every_race())
+    }
+
+    pub(super) fn lost_every_race(&self) -> Error {
+        Error::BackendUnavailable {
+            backend: "ledger".into(),
+            reason: "others were faster every time".into(),
+            retry_after: std::time::Duration::from_secs(1),
+        }
+    }
+
+    /// What a create would do.
+    pub(in crate::manager) async fn plan(
+        &self,
+        request: CreateRequest,
+        principal: &Principal,
+    ) -> Result<PlanReport> {
+        let slot = self.slot_for(request.config.resource_type())?;
+        self.require_here(&request)?;
+        slot.require_ready().await?;
+        let id = self.env.new_resource_id();
+        let mut record = self.new_record(id, slot, request, principal);
+        let plan = match self
+            .plan_claims(id, &record.config, &BTreeMap::new(), None, 0)
+            .await
+        {
+            Ok(plan) => plan,
+            Err(error) => return Err(self.name_holders(error, principal).await),
+        };
+        record.allocation = plan.allocation.clone();
+        let resolved = self.check(slot, &record.workload(record.generation)).await?;
+        let demand = Demand::of(&record.config, |p| {
+            resolved.get(p).cloned().unwrap_or_else(|| p.to_owned())
+        });
+        let plan = ClaimPlan { demand, ..plan };
+        let claims = plan.claims(self, id, true);
+        self.would_fit(&claims, principal).await?;
+        let mut steps = vec![Step::Create, Step::Start];
+        if !plan.allocation.gpus.is_empty() {
+            steps.insert(0, Step::PrepareDevices);
+        }
+        if record.config.health_check().is_some() {
+            steps.push(Step::AwaitHealthy);
+        }
+        Ok(PlanReport {
+            node_id: self.node.clone(),
+            claims: claims
+                .iter()
+                .map(|c| {
+                    c.key
+                        .pool()
+                        .map_or_else(|| c.key.describe(), |pool| pool.amount(c.amount))
+                })
+                .collect(),
+            ports: plan
+                .allocation
+                .ports
+                .iter()
+                .map(|p| format!("{} → {}/{}", p.host_port, p.container_port, p.protocol.as_str()))
+                .collect(),
+            gpus: plan
+                .allocation
+                .gpus
+                .iter()
+                .map(|p| format!("{}: {}", p.card, p.parts.join(", ")))
+                .collect(),
+            config: record.config,
+            steps,
+        })
+    }
+
+    fn require_here(&self, request: &CreateRequest) -> Result<()> {
+        match &request.node {
+            Some(node) if *node != self.node => Err(Error::Validation(vec![Violation::new(
+                "nodeId",
+                format!("there is no node {node}; leave it out, or name {}", self.node),
+            )])),
+            _ => Ok(()),
+        }
+    }
+
+    fn new_record(
+        &self,
+        id: ResourceId,
+        slot: &Slot,
+        request: CreateRequest,
+        principal: &Principal,
+    ) -> Record {
+        let now = self.env.now();
+        Record {
+            id,
+            name: request.name,
+            description: request.description,
+            metadata: request.metadata,
+            node: self.node.clone(),
+            backend: slot.name().clone(),
+            owner: principal.owner.clone(),
+            created_by: principal.subject.clone(),
+            updated_by: principal.subject.clone(),
+            created_at: now,
+            updated_at: now,
+            deleted_at: None,
+            config: request.config,
+            applied: None,
+            phase: Phase::Queued,
+            desired: if request.auto_start {
+                Desired::Running
+            } else {
+                Desired::Stopped
+            },
+            generation: 1,
+            revision: 1,
+            allocation: Allocation::default(),
+            runtime: None,
+            last_health_check: None,
+            missed_health_checks: 0,
+            restarts: 0,
+            error_message: None,
+        }
+    }
+}
