@@ -78,9 +78,12 @@ impl Core {
 
     /// Asks a backend again and again whether it is there.
     async fn probe(&self, slot: &Slot) {
+        let mut announced = BackendState::Unknown;
         loop {
-            if slot.probe().await {
-                let view = slot.view();
+            slot.probe().await;
+            let view = slot.view();
+            if view.state != announced {
+                announced = view.state;
                 let level = view.state == BackendState::Ready;
                 tracing::info!(backend = %view.name, ready = level, reason = view.reason.as_deref(), "backend");
                 let data = json!({ "backend": view.name, "state": view.state, "reason": view.reason });
@@ -244,8 +247,13 @@ impl Core {
                 .await
             {
                 Ok(seen) => {
-                    self.react(&slot, &record, seen.iter().find(|o| o.id == id), false)
-                        .await
+                    let seen = seen.iter().find(|o| o.id == id);
+                    let ended = seen.is_some_and(|o| matches!(o.state, ObservedState::Ended { .. }));
+                    let went_down = record.phase == Phase::Running && ended && {
+                        slot.probe().await;
+                        self.went_down(&slot).await?
+                    };
+                    self.react(&slot, &record, seen, went_down).await
                 }
                 Err(error) => {
                     tracing::warn!(resource = %id, %error, "it cannot be looked at");

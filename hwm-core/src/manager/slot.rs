@@ -98,8 +98,8 @@ impl Slot {
         *self.ready.borrow()
     }
 
-    /// Asks the backend whether it is there, and answers whether that changed.
-    pub(super) async fn probe(&self) -> bool {
+    /// Asks the backend whether it is there.
+    pub(super) async fn probe(&self) {
         let result = self.call("probe", PROBE_TIMEOUT, self.backend.probe()).await;
         let mut seen = self.seen();
         let (state, reason) = match result {
@@ -109,15 +109,13 @@ impl Slot {
             }
             Err(error) => (BackendState::Away, Some(error.message)),
         };
-        let changed = seen.state != state;
-        if changed && state == BackendState::Away {
+        if seen.state != state && state == BackendState::Away {
             seen.away_since = Some(self.env.now());
         }
         seen.state = state;
         seen.reason = reason;
         drop(seen);
         self.ready.send_replace(state == BackendState::Ready);
-        changed
     }
 
     fn lost(&self, error: &BackendError) {
