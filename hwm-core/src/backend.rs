@@ -31,12 +31,13 @@ use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 
-use crate::accelerator::DeviceGrant;
 use crate::config::{Config, HealthCheck, ResourceType};
-use crate::error::Violation;
+use crate::device::DeviceGrant;
 use crate::id::{BackendName, OperationId, ResourceId, SnapshotId};
 use crate::ledger::{Capacity, PortBinding};
 use crate::metrics::Metrics;
+use crate::refusal::Violation;
+use crate::resource::{Record, Runtime};
 use crate::secret::Secret;
 use crate::snapshot::Consistency;
 use crate::units::{Bytes, Timestamp};
@@ -266,6 +267,20 @@ pub struct Workload {
     pub grants: Vec<DeviceGrant>,
 }
 
+impl Workload {
+    /// What `record` wants, under the generation of the operation that makes it.
+    pub fn of(record: &Record, generation: u64) -> Self {
+        Self {
+            id: record.id,
+            name: record.name.clone(),
+            generation,
+            config: record.config.clone(),
+            ports: record.allocation.ports.clone(),
+            grants: record.allocation.grants.clone(),
+        }
+    }
+}
+
 /// How a workload is brought down.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct StopOptions {
@@ -328,6 +343,21 @@ pub struct Observed {
     pub endpoint: Option<String>,
     /// The generation that it was made from.
     pub generation: Option<u64>,
+}
+
+impl Observed {
+    /// What runs for `record`, as it was seen.
+    pub fn runtime(&self, record: &Record) -> Runtime {
+        Runtime {
+            id: self.runtime_id.clone(),
+            endpoint: self.endpoint.clone(),
+            allocated_gpu: record.allocation.grants.iter().map(|g| g.uuid.clone()).collect(),
+            allocated_cpu: record.config.cpu().unwrap_or_default(),
+            allocated_ram: record.config.ram().unwrap_or_default(),
+            started_at: self.started_at,
+            stopped_at: self.ended_at,
+        }
+    }
 }
 
 /// What a workload is doing.

@@ -11,8 +11,8 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 use crate::config::{Config, IpMode, NetworkMode, PortRequest, Protocol};
-use crate::error::{Conflict, ConflictKind, Holder};
 use crate::id::{GpuUuid, NodeId, ResourceId};
+use crate::refusal::{Conflict, ConflictKind, Holder};
 use crate::units::{Bytes, Cores};
 
 /// Something of a node that is held.

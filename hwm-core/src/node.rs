@@ -2,8 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::accelerator::GpuHealth;
 use crate::backend::BackendState;
+use crate::device::GpuHealth;
 use crate::id::{BackendName, GpuUuid, NodeId, ResourceId};
 use crate::ledger::Capacity;
 use crate::units::Cores;

@@ -4,10 +4,9 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::accelerator::{DeviceGrant, Placement};
 use crate::access::Owner;
-use crate::backend::{Observed, Workload};
 use crate::config::{Config, ResourceType};
+use crate::device::{DeviceGrant, Placement};
 use crate::id::{BackendName, NodeId, ResourceId};
 use crate::ledger::{ClaimKey, PortBinding};
 use crate::lifecycle::{Desired, Phase, Status};
@@ -180,31 +179,6 @@ impl Record {
                 .applied
                 .as_ref()
                 .is_some_and(|a| !same(&a.config, &self.config))
-    }
-
-    /// The workload as a backend is to make it, under the generation of the operation that makes it.
-    pub fn workload(&self, generation: u64) -> Workload {
-        Workload {
-            id: self.id,
-            name: self.name.clone(),
-            generation,
-            config: self.config.clone(),
-            ports: self.allocation.ports.clone(),
-            grants: self.allocation.grants.clone(),
-        }
-    }
-
-    /// What runs, as it was seen.
-    pub fn runtime_of(&self, seen: &Observed) -> Runtime {
-        Runtime {
-            id: seen.runtime_id.clone(),
-            endpoint: seen.endpoint.clone(),
-            allocated_gpu: self.allocation.grants.iter().map(|g| g.uuid.clone()).collect(),
-            allocated_cpu: self.config.cpu().unwrap_or_default(),
-            allocated_ram: self.config.ram().unwrap_or_default(),
-            started_at: seen.started_at,
-            stopped_at: seen.ended_at,
-        }
     }
 }
 

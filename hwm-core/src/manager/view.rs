@@ -44,7 +44,7 @@ impl Core {
             status: observed_phase(record, seen.as_ref()).status(),
             runtime: seen
                 .as_ref()
-                .map(|o| record.runtime_of(o))
+                .map(|o| o.runtime(record))
                 .or_else(|| record.runtime.clone()),
             health: health(record, running),
             last_health_check: record.last_health_check,

@@ -25,7 +25,7 @@ impl Run<'_> {
                 let phase = match &outcome {
                     Outcome::Up(seen) => {
                         record.applied = Some(applied(record, self.operation.generation));
-                        record.runtime = Some(record.runtime_of(seen));
+                        record.runtime = Some(seen.runtime(record));
                         record.missed_health_checks = 0;
                         record.last_health_check = record
                             .config
@@ -78,7 +78,7 @@ impl Run<'_> {
                     Outcome::SnapshotTaken(_) | Outcome::SnapshotDeleted => record.phase,
                     Outcome::SnapshotRestored { running, seen } => {
                         if let Some(seen) = seen {
-                            record.runtime = Some(record.runtime_of(seen));
+                            record.runtime = Some(seen.runtime(record));
                         }
                         record.desired = if *running {
                             Desired::Running

@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use super::call::unsupported;
 use super::{FIRST_CHECK, Fault, Outcome, Run};
-use crate::backend::{Observed, ObservedState, SnapshotReport, SnapshotSpec, Snapshots, StopOptions};
+use crate::backend::{
+    Observed, ObservedState, SnapshotReport, SnapshotSpec, Snapshots, StopOptions, Workload,
+};
 use crate::config::HealthCheck;
 use crate::id::SnapshotId;
 use crate::operation::Step;
@@ -20,7 +22,7 @@ impl Run<'_> {
             self.prepare_devices(&record).await?;
         }
         let record = self.enter(Step::Create, "making the workload").await?;
-        let workload = record.workload(self.operation.generation);
+        let workload = Workload::of(&record, self.operation.generation);
         let limit = self.core.settings.create_timeout;
         self.persist("create", limit, |call| {
             let workload = &workload;
@@ -29,7 +31,7 @@ impl Run<'_> {
         .await?;
         let record = self.enter(Step::Start, "starting it").await?;
         let limit = self.core.settings.change_timeout;
-        let started = record.workload(self.operation.generation);
+        let started = Workload::of(&record, self.operation.generation);
         self.persist("start", limit, |call| {
             let started = &started;
             async move { self.slot.backend.start(&call, started).await }
@@ -90,7 +92,7 @@ impl Run<'_> {
         let Some(live) = self.slot.backend.facets().live_update else {
             return Err(unsupported("changing what runs", self.slot));
         };
-        let workload = record.workload(self.operation.generation);
+        let workload = Workload::of(&record, self.operation.generation);
         let limit = self.core.settings.change_timeout;
         self.persist("update", limit, |call| {
             let (live, workload) = (live.clone(), &workload);
@@ -210,7 +212,7 @@ impl Run<'_> {
             name: snapshot.name,
             memory: snapshot.memory,
         };
-        let workload = record.workload(self.operation.generation);
+        let workload = Workload::of(&record, self.operation.generation);
         self.persist("snapshot-create", self.core.settings.create_timeout, |call| {
             let (facet, workload, spec) = (facet.clone(), &workload, &spec);
             async move { facet.create(&call, workload, spec).await }
@@ -221,7 +223,7 @@ impl Run<'_> {
     pub(super) async fn restore_snapshot(&self) -> Result<Outcome, Fault> {
         let record = self.enter(Step::Snapshot, "going back to the snapshot").await?;
         let (facet, id) = self.snapshot_facet()?;
-        let workload = record.workload(self.operation.generation);
+        let workload = Workload::of(&record, self.operation.generation);
         let running = self
             .persist("snapshot-restore", self.core.settings.create_timeout, |call| {
                 let (facet, workload) = (facet.clone(), &workload);

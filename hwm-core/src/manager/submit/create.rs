@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::Asking;
 use crate::access::Principal;
+use crate::backend::Workload;
 use crate::env::NewIds;
 use crate::error::{Error, Violation};
 use crate::id::ResourceId;
@@ -57,7 +58,9 @@ impl Core {
             };
             record.allocation = plan.allocation.clone();
             if resolved.is_none() {
-                let paths = self.check(&slot, &record.workload(record.generation)).await?;
+                let paths = self
+                    .check(&slot, &Workload::of(&record, record.generation))
+                    .await?;
                 plan.demand = Demand::of(&record.config, |p| {
                     paths.get(p).cloned().unwrap_or_else(|| p.to_owned())
                 });
@@ -135,7 +138,9 @@ impl Core {
             Err(error) => return Err(self.name_holders(error, principal).await),
         };
         record.allocation = plan.allocation.clone();
-        let resolved = self.check(slot, &record.workload(record.generation)).await?;
+        let resolved = self
+            .check(slot, &Workload::of(&record, record.generation))
+            .await?;
         let demand = Demand::of(&record.config, |p| {
             resolved.get(p).cloned().unwrap_or_else(|| p.to_owned())
         });

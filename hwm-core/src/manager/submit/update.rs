@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 
 use super::{Asking, Refusal, require_revision};
 use crate::access::Principal;
+use crate::backend::Workload;
 use crate::config::Config;
 use crate::error::Error;
 use crate::event::EventType;
@@ -144,7 +145,9 @@ impl Core {
         let mut record = before.clone();
         record.config = config.clone();
         record.allocation = planned.allocation.clone();
-        let resolved = self.check(slot, &record.workload(before.generation)).await?;
+        let resolved = self
+            .check(slot, &Workload::of(&record, before.generation))
+            .await?;
         let demand = Demand::of(config, |p| {
             resolved.get(p).cloned().unwrap_or_else(|| p.to_owned())
         });
