@@ -107,8 +107,10 @@ fn parse(field: &Field<'_>, text: &str) -> Option<Reference> {
     let lowercase = digest.is_none_or(|(_, hex)| hex.bytes().all(is_hex));
     let port = explicit_host(text).and_then(|host| host.split_once(':'));
     let port = port.is_none_or(|(_, port)| port.parse::<u16>().is_ok_and(|port| port > 0));
+    // It also takes capitals in a first component that turns out to be no host.
+    let plain = |reference: &Reference| !reference.repository().bytes().any(|b| b.is_ascii_uppercase());
     match Reference::try_from(text) {
-        Ok(reference) if text.is_ascii() && lowercase && port => Some(reference),
+        Ok(reference) if text.is_ascii() && lowercase && port && plain(&reference) => Some(reference),
         Ok(_) if !port => field.refuse("must have a port between 1 and 65535 after its host"),
         Ok(_) | Err(_) => field.refuse(
             "must be a valid image reference: components of lowercase letters, digits and single '.', '_' \
