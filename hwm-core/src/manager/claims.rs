@@ -52,9 +52,9 @@ impl ClaimPlan {
             .collect()
     }
 
-    /// Whether another try may choose other ports.
-    pub(super) fn chose_ports(&self) -> bool {
-        !self.demand.open_ports.is_empty()
+    /// Whether another try may choose other ports or places.
+    pub(super) fn was_chosen(&self) -> bool {
+        !self.demand.open_ports.is_empty() || !self.allocation.gpus.is_empty()
     }
 }
 

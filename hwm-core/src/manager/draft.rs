@@ -5,7 +5,7 @@ use serde_json::json;
 use crate::access::Owner;
 use crate::event::{EventType, NewEvent};
 use crate::id::OperationId;
-use crate::lifecycle::Action;
+use crate::lifecycle::{Action, Phase};
 use crate::operation::{OperationRecord, OperationStatus};
 use crate::resource::Record;
 use crate::store::{RecordWrite, Transaction};
@@ -72,7 +72,7 @@ impl Draft {
                 if !self.quiet {
                     record.revision = before.revision + 1;
                 }
-                if before.status() != record.status() {
+                if before.status() != record.status() && record.phase != Phase::Deleted {
                     record.updated_at = now;
                     events.push(about(
                         record,

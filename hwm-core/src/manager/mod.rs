@@ -204,7 +204,7 @@ struct Core {
 }
 
 /// How often a change is tried again when another came first.
-const RETRIES: usize = 64;
+const RETRIES: u32 = 64;
 
 impl Core {
     fn lanes(&self) -> MutexGuard<'_, HashMap<ResourceId, lane::Lane>> {

@@ -3,7 +3,7 @@
 //! Only what carries our owner label is looked at. Of that, what the store does not know is reported and
 //! left alone: an older store than the one that made it must not cost anybody a workload.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::sync::Arc;
 
 use futures_util::StreamExt;
@@ -29,6 +29,7 @@ const PAGE: u32 = 500;
 impl Core {
     /// Takes up the operations that an earlier manager left unfinished.
     pub(super) async fn recover(self: &Arc<Self>) -> Result<()> {
+        let mut unfinished = BTreeSet::new();
         let mut offset = 0;
         loop {
             let query = OperationQuery {
@@ -39,17 +40,18 @@ impl Core {
                 limit: PAGE,
             };
             let page = self.store.operations(query).await?;
-            for operation in &page.operations {
-                // What another server's backend carries out is that server's.
-                if self.slot(&operation.backend).is_some() {
-                    self.kick(operation.resource);
-                }
-            }
+            // What another server's backend carries out is that server's.
+            let ours = page.operations.iter().filter(|o| self.slot(&o.backend).is_some());
+            unfinished.extend(ours.map(|o| o.resource));
             offset += u64::from(PAGE);
             if offset >= page.total {
-                return Ok(());
+                break;
             }
         }
+        for id in unfinished {
+            self.kick(id);
+        }
+        Ok(())
     }
 
     /// Begins to watch every backend, the GPUs, and the age of what is kept.

@@ -177,7 +177,8 @@ impl Slot {
             biased;
             result = call => result,
             () = self.env.sleep(limit) => Err(BackendError::new(
-                BackendErrorKind::Timeout,
+                // A backend that does not say either that it is there is hung: that passes.
+                if self.is_ready() { BackendErrorKind::Timeout } else { BackendErrorKind::Unavailable },
                 format!("{method} on {}", self.info.name),
                 format!("no answer within {} s", limit.as_secs()),
             )),

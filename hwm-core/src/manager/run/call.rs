@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::{FIRST_CHECK, Fault, LONGEST_PAUSE, Run};
-use crate::backend::{BackendError, BackendErrorKind, Call, Observed, ProgressSink};
+use crate::backend::{BackendError, BackendErrorKind, Call, Observed, ProgressSink, Workload};
 use crate::error::Error;
 use crate::lifecycle::Phase;
 use crate::manager::draft::{self, Draft};
@@ -49,9 +49,8 @@ impl Run<'_> {
         }
     }
 
-    pub(super) async fn keep_applied(&self) -> Result<(), Fault> {
-        let generation = self.operation.generation;
-        self.amend(|draft| draft.record.applied = Some(applied(&draft.record, generation)))
+    pub(super) async fn keep_applied(&self, applied: &Applied) -> Result<(), Fault> {
+        self.amend(|draft| draft.record.applied = Some(applied.clone()))
             .await?;
         Ok(())
     }
@@ -160,10 +159,13 @@ impl Run<'_> {
     }
 }
 
-pub(super) fn applied(record: &Record, generation: u64) -> Applied {
-    let mut config = record.config.clone();
+pub(super) fn applied(workload: &Workload) -> Applied {
+    let mut config = workload.config.clone();
     config.forget_secrets();
-    Applied { config, generation }
+    Applied {
+        config,
+        generation: workload.generation,
+    }
 }
 
 fn failed(error: &BackendError) -> Fault {

@@ -2,7 +2,6 @@
 
 use std::future::Future;
 
-use super::call::applied;
 use super::{FIRST_CHECK, Fault, LONGEST_PAUSE, Outcome, Run, UNDO_TRIES, ended_message};
 use crate::backend::{ObservedState, StopOptions};
 use crate::event::EventType;
@@ -23,8 +22,8 @@ impl Run<'_> {
                 let record = &mut draft.record;
                 record.error_message = None;
                 let phase = match &outcome {
-                    Outcome::Up(seen) => {
-                        record.applied = Some(applied(record, self.operation.generation));
+                    Outcome::Up(seen, applied) => {
+                        record.applied = Some(applied.clone());
                         record.runtime = Some(seen.runtime(record));
                         record.missed_health_checks = 0;
                         record.last_health_check = record
@@ -32,11 +31,14 @@ impl Run<'_> {
                             .health_check()
                             .map(|_| now)
                             .or(record.last_health_check);
-                        let obsolete = std::mem::take(&mut record.allocation.obsolete);
-                        draft.tx.release.push(Release {
-                            holder: id,
-                            keys: Some(obsolete),
-                        });
+                        // A change that came meanwhile still needs what this start uses.
+                        if !record.restart_required() {
+                            let obsolete = std::mem::take(&mut record.allocation.obsolete);
+                            draft.tx.release.push(Release {
+                                holder: id,
+                                keys: Some(obsolete),
+                            });
+                        }
                         match &seen.state {
                             ObservedState::Running => Phase::Running,
                             ObservedState::Created => Phase::Stopped,
@@ -67,8 +69,8 @@ impl Run<'_> {
                         draft.tx.events.push(event);
                         Phase::Deleted
                     }
-                    Outcome::Updated => {
-                        record.applied = Some(applied(record, self.operation.generation));
+                    Outcome::Updated(applied) => {
+                        record.applied = Some(applied.clone());
                         if let Some(runtime) = &mut record.runtime {
                             runtime.allocated_cpu = record.config.cpu().unwrap_or_default();
                             runtime.allocated_ram = record.config.ram().unwrap_or_default();
@@ -91,7 +93,7 @@ impl Run<'_> {
                 if record.phase != Phase::Deleting || phase == Phase::Deleted {
                     record.phase = phase;
                 }
-                if record.phase == Phase::Running {
+                if record.phase == Phase::Running && !record.restart_required() {
                     self.core.exact_shares(&mut draft.tx, record);
                 } else if !record.phase.takes_capacity() {
                     self.core.release_running(&mut draft.tx, id);
@@ -109,10 +111,10 @@ impl Run<'_> {
         let (report, forget) = match outcome {
             Outcome::SnapshotTaken(report) => (Some(report), false),
             Outcome::SnapshotDeleted => (None, true),
-            Outcome::Up(_)
+            Outcome::Up(..)
             | Outcome::Down
             | Outcome::Gone
-            | Outcome::Updated
+            | Outcome::Updated(_)
             | Outcome::SnapshotRestored { .. } => return Ok(()),
         };
         let Some(id) = self.operation.arguments.snapshot else {

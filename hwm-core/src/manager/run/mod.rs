@@ -17,6 +17,7 @@ use super::slot::Slot;
 use crate::backend::{Observed, SnapshotReport};
 use crate::lifecycle::Action;
 use crate::operation::{OperationError, OperationRecord, Step};
+use crate::resource::Applied;
 use crate::store::{CommitError, StoreError};
 
 /// How often an undoing that fails is tried again before the resource is reported stuck.
@@ -56,11 +57,11 @@ impl From<CommitError> for Fault {
 
 /// What the steps came to.
 enum Outcome {
-    /// It is up, or was and ended already.
-    Up(Observed),
+    /// It is up, or was and ended already; and what the backend was given.
+    Up(Observed, Applied),
     Down,
     Gone,
-    Updated,
+    Updated(Applied),
     SnapshotTaken(SnapshotReport),
     SnapshotRestored {
         running: bool,
@@ -141,10 +142,10 @@ impl Run<'_> {
 
     async fn perform(&self) -> Result<Outcome, Fault> {
         match self.operation.action {
-            Action::Create | Action::Start => Ok(Outcome::Up(self.bring_up().await?)),
+            Action::Create | Action::Start => self.bring_up().await,
             Action::Restart => {
                 self.take_down().await?;
-                Ok(Outcome::Up(self.bring_up().await?))
+                self.bring_up().await
             }
             Action::Stop => {
                 self.take_down().await?;
@@ -154,10 +155,7 @@ impl Run<'_> {
                 self.remove().await?;
                 Ok(Outcome::Gone)
             }
-            Action::Update => {
-                self.update().await?;
-                Ok(Outcome::Updated)
-            }
+            Action::Update => Ok(Outcome::Updated(self.update().await?)),
             Action::SnapshotCreate => Ok(Outcome::SnapshotTaken(self.take_snapshot().await?)),
             Action::SnapshotRestore => self.restore_snapshot().await,
             Action::SnapshotDelete => {

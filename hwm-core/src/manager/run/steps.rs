@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::call::unsupported;
+use super::call::{applied, unsupported};
 use super::{FIRST_CHECK, Fault, Outcome, Run};
 use crate::backend::{
     Observed, ObservedState, SnapshotReport, SnapshotSpec, Snapshots, StopOptions, Workload,
@@ -11,11 +11,11 @@ use crate::backend::{
 use crate::config::HealthCheck;
 use crate::id::SnapshotId;
 use crate::operation::Step;
-use crate::resource::Record;
+use crate::resource::{Applied, Record};
 use crate::store::Release;
 
 impl Run<'_> {
-    pub(super) async fn bring_up(&self) -> Result<Observed, Fault> {
+    pub(super) async fn bring_up(&self) -> Result<Outcome, Fault> {
         let record = self.record().await?;
         if !record.allocation.gpus.is_empty() || !record.allocation.retired.is_empty() {
             self.enter(Step::PrepareDevices, "preparing GPUs").await?;
@@ -37,13 +37,14 @@ impl Run<'_> {
             async move { self.slot.backend.start(&call, started).await }
         })
         .await?;
+        let applied = applied(&started);
         if let Some(check) = started.config.health_check() {
-            self.keep_applied().await?;
+            self.keep_applied(&applied).await?;
             self.enter(Step::AwaitHealthy, "waiting until it is healthy")
                 .await?;
-            return self.await_healthy(&check).await;
+            return Ok(Outcome::Up(self.await_healthy(&check).await?, applied));
         }
-        self.see().await
+        Ok(Outcome::Up(self.see().await?, applied))
     }
 
     pub(super) async fn take_down(&self) -> Result<(), Fault> {
@@ -87,7 +88,7 @@ impl Run<'_> {
         .await
     }
 
-    pub(super) async fn update(&self) -> Result<(), Fault> {
+    pub(super) async fn update(&self) -> Result<Applied, Fault> {
         let record = self.enter(Step::Update, "changing what runs").await?;
         let Some(live) = self.slot.backend.facets().live_update else {
             return Err(unsupported("changing what runs", self.slot));
@@ -98,7 +99,8 @@ impl Run<'_> {
             let (live, workload) = (live.clone(), &workload);
             async move { live.update(&call, workload).await }
         })
-        .await
+        .await?;
+        Ok(applied(&workload))
     }
 
     pub(super) async fn prepare_devices(&self, record: &Record) -> Result<(), Fault> {

@@ -41,7 +41,9 @@ impl Core {
         let mut record = self.new_record(id, &slot, request, asking.principal);
         let auto_start = record.desired == Desired::Running;
         let mut resolved = None;
-        for attempt in 0..u32::try_from(RETRIES).unwrap_or(u32::MAX) {
+        let mut attempt = 0;
+        loop {
+            attempt += 1;
             let nothing = BTreeMap::new();
             let plan = self
                 .plan_claims(
@@ -90,10 +92,14 @@ impl Core {
                     self.kick(id);
                     return Ok(accepted);
                 }
-                Err(CommitError::Held {
-                    key: ClaimKey::Port(..) | ClaimKey::Gpu(..),
-                    ..
-                }) if plan.chose_ports() || !plan.allocation.gpus.is_empty() => {}
+                Err(
+                    error @ CommitError::Held {
+                        key: ClaimKey::Port(..) | ClaimKey::Gpu(..),
+                        ..
+                    },
+                ) if attempt < RETRIES && plan.was_chosen() => {
+                    tracing::debug!(%error, "another was faster; choosing again");
+                }
                 Err(CommitError::Remembered) => {
                     if let Some(accepted) = self
                         .recalled(asking.options.idempotency.as_ref(), asking.principal)
@@ -104,18 +110,6 @@ impl Core {
                 }
                 Err(error) => return Err(self.explain(error, asking.principal).await),
             }
-            if attempt > 2 && plan.allocation.gpus.is_empty() && !plan.chose_ports() {
-                break;
-            }
-        }
-        Err(self.lost_every_race())
-    }
-
-    pub(super) fn lost_every_race(&self) -> Error {
-        Error::BackendUnavailable {
-            backend: "ledger".into(),
-            reason: "others were faster every time".into(),
-            retry_after: std::time::Duration::from_secs(1),
         }
     }
 

@@ -37,7 +37,9 @@ impl Core {
         {
             return Ok(accepted);
         }
-        for attempt in 0..u32::try_from(RETRIES).unwrap_or(u32::MAX) {
+        let mut attempt = 0;
+        loop {
+            attempt += 1;
             let before = self.existing(id).await?;
             require_revision(&before, asking.options.if_match)?;
             let patch = validate::patch(&before, body, &self.rules).map_err(Error::Validation)?;
@@ -109,12 +111,12 @@ impl Core {
                     self.kick(id);
                     return Ok(accepted);
                 }
+                Ok(None) if attempt >= RETRIES => return Err(Error::PreconditionFailed { resource: id }),
                 Ok(None) => {}
                 Err(Refusal::Error(error)) => return Err(error),
                 Err(Refusal::Commit(error)) => return Err(self.explain(error, asking.principal).await),
             }
         }
-        Err(self.lost_every_race())
     }
 
     /// What a changed config needs, once the backend has looked at it.
