@@ -1,0 +1,154 @@
+//! Server-sent events: events of the node, and lines of a log.
+
+use std::convert::Infallible;
+use std::time::Duration;
+
+use axum::http::{HeaderMap, HeaderName, HeaderValue};
+use axum::response::sse::{Event as SseEvent, KeepAlive, Sse};
+use axum::response::{IntoResponse as _, Response};
+use futures_util::stream::{self, StreamExt as _};
+use hwm_core::backend::{LogLine, Stream};
+use hwm_core::manager::EventItem;
+use hwm_core::units::Timestamp;
+use serde::Serialize;
+use serde_json::json;
+
+use crate::auth::Caller;
+use crate::body::LogStreamEnd;
+use crate::error::ApiError;
+use crate::state::Shared;
+use crate::watch;
+
+const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
+
+/// How long a client is to wait before it connects again.
+const RETRY: Duration = Duration::from_secs(3);
+
+/// Where a client left off: the header that browsers send by themselves when they connect again.
+pub(crate) fn last_event_id(headers: &HeaderMap) -> Result<Option<String>, ApiError> {
+    match headers.get(LAST_EVENT_ID).map(HeaderValue::to_str) {
+        None => Ok(None),
+        Some(Ok("")) => Ok(None),
+        Some(Ok(id)) => Ok(Some(id.to_owned())),
+        Some(Err(_)) => Err(ApiError::malformed("Last-Event-ID is no text")),
+    }
+}
+
+/// Answers events until the caller loses its access or the server stops.
+pub(crate) fn events(api: &Shared, caller: Caller, events: Stream<EventItem>) -> Response {
+    let clock = api.options.environment.clone();
+    let lost = watch::lost(api.clone(), caller, None);
+    let events = events.map(move |item| match item {
+        EventItem::Reset(newest) => {
+            let data = json!({ "id": newest, "type": "reset", "time": clock.now(), "data": {} });
+            frame("reset", Some(newest.to_string()), &data)
+        }
+        EventItem::Event(event) => frame(event.kind.as_str(), Some(event.id.to_string()), &event),
+    });
+    respond(api, events.take_until(lost))
+}
+
+/// Where in a log a client is: the time of a line, and which of the lines of that millisecond it was.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct LogPosition {
+    pub(crate) time: Timestamp,
+    line: u32,
+}
+
+impl LogPosition {
+    pub(crate) fn parse(text: &str) -> Option<Self> {
+        let (millis, line) = text.split_once('-')?;
+        let time = Timestamp::from_millis(millis.parse().ok()?);
+        Some(Self {
+            time,
+            line: line.parse().ok()?,
+        })
+    }
+
+    fn next(before: Option<Self>, time: Timestamp) -> Self {
+        match before {
+            Some(before) if before.time == time => Self {
+                time,
+                line: before.line.saturating_add(1),
+            },
+            _ => Self { time, line: 0 },
+        }
+    }
+
+    fn text(self) -> String {
+        format!("{}-{}", self.time.as_millis(), self.line)
+    }
+}
+
+/// Answers lines of a log; those up to and with `after` the client has. The last event is `end`, or `error`.
+pub(crate) fn logs(
+    api: &Shared,
+    caller: Caller,
+    resource: hwm_core::id::ResourceId,
+    lines: Stream<hwm_core::manager::Result<LogLine>>,
+    after: Option<LogPosition>,
+) -> Response {
+    let lost = watch::lost(api.clone(), caller, Some(resource));
+    let mut at = None;
+    let lines = lines.filter_map(move |line| {
+        let event = match line {
+            Ok(line) => {
+                let position = LogPosition::next(at, line.timestamp);
+                at = Some(position);
+                let seen = after.is_some_and(|a| position.time == a.time && position.line <= a.line);
+                (!seen).then(|| frame("log", Some(position.text()), &line))
+            }
+            Err(error) => {
+                let error = ApiError::from(error);
+                let data = json!({ "code": error.code, "message": error.message });
+                Some(frame("error", None, &data))
+            }
+        };
+        std::future::ready(event)
+    });
+    let end = stream::once(async {
+        let reason = "the log has ended".to_owned();
+        frame("end", None, &LogStreamEnd { reason })
+    });
+    respond(api, lines.chain(end).take_until(lost))
+}
+
+fn frame(name: &str, id: Option<String>, data: &impl Serialize) -> SseEvent {
+    let data = serde_json::to_string(data).unwrap_or_default();
+    let event = SseEvent::default().event(name).data(data);
+    match id {
+        Some(id) => event.id(id),
+        None => event,
+    }
+}
+
+fn respond(api: &Shared, events: impl futures_util::Stream<Item = SseEvent> + Send + 'static) -> Response {
+    let first = stream::once(async { SseEvent::default().retry(RETRY).comment("hwm") });
+    let events = first.chain(events).map(Ok::<_, Infallible>);
+    let alive = KeepAlive::new().interval(api.options.heartbeat);
+    let mut response = Sse::new(events).keep_alive(alive).into_response();
+    // Proxies such as nginx hold answers back unless told otherwise.
+    response.headers_mut().insert(
+        HeaderName::from_static("x-accel-buffering"),
+        HeaderValue::from_static("no"),
+    );
+    response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn positions_in_a_log_tell_lines_of_one_millisecond_apart() {
+        let time = Timestamp::from_millis(5);
+        let first = LogPosition::next(None, time);
+        let second = LogPosition::next(Some(first), time);
+        let third = LogPosition::next(Some(second), Timestamp::from_millis(6));
+        assert_eq!([first.text(), second.text(), third.text()], ["5-0", "5-1", "6-0"]);
+        assert_eq!(LogPosition::parse("5-1"), Some(second));
+        for bad in ["", "5", "5-", "-1", "a-b", "5-1-1", "5--1"] {
+            assert_eq!(LogPosition::parse(bad), None, "{bad}");
+        }
+    }
+}
