@@ -1,0 +1,278 @@
+//! Every flag and its environment variable.
+
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use clap::builder::FalseyValueParser;
+use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
+use hwm_core::access::Role;
+use hwm_core::testing::sim::{SimCard, parse_cards};
+
+/// Runs containers and virtual machines on this host, and serves the API for them.
+#[derive(Debug, Parser)]
+#[command(
+    name = "server",
+    version,
+    args_conflicts_with_subcommands = true,
+    after_help = "HWM_JWT_SECRET or JWT_SECRET hold the shared secret itself. HWM_LOG chooses what is logged (info)."
+)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) command: Option<Command>,
+    #[command(flatten)]
+    pub(crate) serve: Serve,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Prints a token, signed with the shared secret of the data directory or of the environment
+    Token(TokenRequest),
+}
+
+/// Whom the token is for.
+#[derive(Debug, Args)]
+pub(crate) struct TokenRequest {
+    /// scope.kind: universe, organization, group or member; owner, editor or viewer (repeatable)
+    #[arg(long = "role", value_name = "ROLE", required = true)]
+    pub(crate) roles: Vec<Role>,
+    /// The organization
+    #[arg(long, default_value = "")]
+    pub(crate) org: String,
+    /// The group inside it
+    #[arg(long, default_value = "")]
+    pub(crate) group: String,
+    /// The user
+    #[arg(long, default_value = "admin")]
+    pub(crate) user: String,
+    /// The agent that acts for the user
+    #[arg(long, default_value = "")]
+    pub(crate) agent: String,
+    /// The application
+    #[arg(long, default_value = "")]
+    pub(crate) app: String,
+    /// For how many hours it is good
+    #[arg(long, default_value_t = 24, value_parser = clap::value_parser!(u32).range(1..=87_600))]
+    pub(crate) hours: u32,
+}
+
+/// How to serve.
+#[derive(Debug, Args)]
+pub(crate) struct Serve {
+    /// Where to listen
+    #[arg(
+        long,
+        env = "HWM_LISTEN",
+        default_value = "127.0.0.1:3003",
+        value_name = "HOST:PORT"
+    )]
+    pub(crate) listen: String,
+    /// Where everything is kept; one server per directory
+    #[arg(
+        long,
+        env = "HWM_DATA_DIR",
+        default_value = "./hwm-data",
+        value_name = "DIR",
+        global = true
+    )]
+    pub(crate) data_dir: PathBuf,
+    /// The node's id [default: made at the first start, then kept]
+    #[arg(long, env = "HWM_NODE_ID", value_name = "ID")]
+    pub(crate) node_id: Option<String>,
+    /// What runs containers; auto is docker where it answers, else none
+    #[arg(long, env = "HWM_CONTAINERS", default_value = "auto")]
+    pub(crate) containers: Containers,
+    /// What runs virtual machines; auto is libvirt where it answers, else none
+    #[arg(long, env = "HWM_MACHINES", default_value = "auto")]
+    pub(crate) machines: Machines,
+    /// auto, nvml, none, or a simulated set such as sim:a100-40gb*2,a30+mig
+    #[arg(long, env = "HWM_GPUS", default_value = "auto", value_name = "GPUS")]
+    pub(crate) gpus: Gpus,
+    /// The container engine's address [default: the local socket]
+    #[arg(long, env = "DOCKER_HOST", value_name = "URL")]
+    pub(crate) docker_host: Option<String>,
+    /// The hypervisor's address
+    #[arg(
+        long,
+        env = "HWM_LIBVIRT_URI",
+        default_value = "qemu:///system",
+        value_name = "URI"
+    )]
+    pub(crate) libvirt_uri: String,
+    /// How machines are virtualised; auto is kvm where it is proved to work, else qemu
+    #[arg(long, env = "HWM_DOMAIN_TYPE", default_value = "auto")]
+    pub(crate) domain_type: DomainType,
+    /// The catalogue of operating system images [default: the built-in one]
+    #[arg(long, env = "HWM_IMAGE_CATALOG", value_name = "FILE")]
+    pub(crate) image_catalog: Option<PathBuf>,
+    /// The bridge that machines are on
+    #[arg(long, env = "HWM_BRIDGE", default_value = "br0")]
+    pub(crate) bridge: String,
+    /// A folder under which containers may mount folders (repeatable) [default: DATA_DIR/volumes]
+    #[arg(
+        long = "volume-root",
+        env = "HWM_VOLUME_ROOTS",
+        value_delimiter = ',',
+        value_name = "DIR"
+    )]
+    pub(crate) volume_roots: Vec<PathBuf>,
+    /// A folder under which models may be (repeatable) [default: DATA_DIR/models]
+    #[arg(
+        long = "model-root",
+        env = "HWM_MODEL_ROOTS",
+        value_delimiter = ',',
+        value_name = "DIR"
+    )]
+    pub(crate) model_roots: Vec<PathBuf>,
+    /// A prefix of URLs that models may come from (repeatable) [default: s3:// and https://, public addresses only]
+    #[arg(
+        long = "model-source",
+        env = "HWM_MODEL_SOURCES",
+        value_delimiter = ',',
+        value_name = "URL"
+    )]
+    pub(crate) model_sources: Vec<String>,
+    #[command(flatten)]
+    pub(crate) keys: Keys,
+    /// The certificate chain to serve HTTPS with, PEM
+    #[arg(long, env = "HWM_TLS_CERT", requires = "tls_key", value_name = "FILE")]
+    pub(crate) tls_cert: Option<PathBuf>,
+    /// Its private key, PEM
+    #[arg(long, env = "HWM_TLS_KEY", requires = "tls_cert", value_name = "FILE")]
+    pub(crate) tls_key: Option<PathBuf>,
+    /// The address under which clients reach the server, for example behind a proxy [default: as they say it]
+    #[arg(long, env = "HWM_PUBLIC_URL", value_name = "URL")]
+    pub(crate) public_url: Option<String>,
+    /// An origin whose pages may call the API and open WebSockets, or * for all to call it (repeatable)
+    #[arg(
+        long = "cors-origin",
+        env = "HWM_CORS_ORIGINS",
+        value_delimiter = ',',
+        value_name = "ORIGIN"
+    )]
+    pub(crate) cors_origins: Vec<String>,
+    /// How many requests a second one caller may make; 0 is without limit
+    #[arg(long, env = "HWM_CALLER_RATE", default_value_t = 500, value_name = "N")]
+    pub(crate) caller_rate: u32,
+    /// How clients reach the ports of containers: a name or address of this host [default: 127.0.0.1]
+    #[arg(long, env = "HWM_ADVERTISE", value_name = "HOST")]
+    pub(crate) advertise: Option<String>,
+    /// Let containers use the host's network
+    #[arg(long, env = "HWM_HOST_NETWORK", action = ArgAction::SetTrue, value_parser = FalseyValueParser::new())]
+    pub(crate) host_network: bool,
+    /// Simulated backends and the ten demo resources
+    #[arg(long, env = "HWM_DEMO", action = ArgAction::SetTrue, value_parser = FalseyValueParser::new())]
+    pub(crate) demo: bool,
+}
+
+/// Whose tokens are accepted.
+#[derive(Debug, Args)]
+pub(crate) struct Keys {
+    /// The file with the shared secret [default: HWM_JWT_SECRET, JWT_SECRET, else one made in the data directory]
+    #[arg(long, env = "HWM_JWT_SECRET_FILE", value_name = "FILE", global = true)]
+    pub(crate) jwt_secret_file: Option<PathBuf>,
+    /// A file with public keys (JWKS); then no secret is made
+    #[arg(long, env = "HWM_JWKS", value_name = "FILE", global = true)]
+    pub(crate) jwks: Option<PathBuf>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Containers {
+    Auto,
+    Docker,
+    Sim,
+    None,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Machines {
+    Auto,
+    Libvirt,
+    Sim,
+    None,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum DomainType {
+    Auto,
+    Kvm,
+    Qemu,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Gpus {
+    Auto,
+    Nvml,
+    None,
+    Sim(Vec<SimCard>),
+}
+
+impl FromStr for Gpus {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            "nvml" => Ok(Self::Nvml),
+            "none" => Ok(Self::None),
+            cards if cards.starts_with("sim:") => {
+                parse_cards(cards).map(Self::Sim).map_err(|e| e.to_string())
+            }
+            _ => Err("expected auto, nvml, none or sim:BOARD[+mig][*COUNT],…".to_owned()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_flag_of_the_server_has_a_variable() {
+        let command = Cli::command();
+        for flag in command.get_arguments().filter(|a| a.get_long().is_some()) {
+            let name = flag.get_long().unwrap();
+            assert!(
+                flag.get_env().is_some() || ["help", "version"].contains(&name),
+                "{name}"
+            );
+        }
+    }
+
+    #[test]
+    fn gpus_are_read_as_the_contract_writes_them() {
+        for good in [
+            "auto",
+            "nvml",
+            "none",
+            "sim:a100-40gb*2,a30*1",
+            "sim:a100-40gb+mig*2",
+        ] {
+            assert!(good.parse::<Gpus>().is_ok(), "{good}");
+        }
+        for bad in ["", "sim", "sim:", "sim:voodoo", "amd"] {
+            assert!(bad.parse::<Gpus>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_token_needs_a_role_that_exists() {
+        let parse = |args: &[&str]| Cli::try_parse_from([&["server", "token"], args].concat());
+        assert!(parse(&["--role", "group.editor", "--org", "o", "--user", "u"]).is_ok());
+        assert!(parse(&["--org", "o"]).is_err());
+        assert!(parse(&["--role", "group.boss"]).is_err());
+        assert!(parse(&["--role", "group.editor", "--data-dir", "elsewhere"]).is_ok());
+    }
+
+    #[test]
+    fn a_certificate_needs_its_key() {
+        assert!(Cli::try_parse_from(["server", "--tls-cert", "c.pem"]).is_err());
+        assert!(Cli::try_parse_from(["server", "--tls-cert", "c.pem", "--tls-key", "k.pem"]).is_ok());
+    }
+}
