@@ -247,20 +247,22 @@ fn rtx_pro_6000() -> SimBoard {
         model: "NVIDIA RTX PRO 6000 Blackwell Server Edition",
         memory: Bytes::from_mb(97_887),
         slots: 12,
-        media: 4,
+        // Four engines of each kind, and the one of which there is only one counts for three, so that two
+        // slices with +me never fit and one beside three plain ones does.
+        media: 7,
         live_mode_switch: true,
         profiles: vec![
             profile(14, "1g.24gb", 4, &quarters, 3, 1, 24_192),
-            profile(21, "1g.24gb+me", 1, &quarters, 3, 1, 24_192),
+            profile(21, "1g.24gb+me", 1, &quarters, 3, 4, 24_192),
             profile(47, "1g.24gb+gfx", 4, &quarters, 3, 1, 24_192),
-            profile(65, "1g.24gb+me.all", 1, &quarters, 3, 4, 24_192),
+            profile(65, "1g.24gb+me.all", 1, &quarters, 3, 7, 24_192),
             profile(67, "1g.24gb-me", 4, &quarters, 3, 0, 24_192),
             profile(5, "2g.48gb", 2, &halves, 6, 2, 48_512),
             profile(35, "2g.48gb+gfx", 2, &halves, 6, 2, 48_512),
-            profile(64, "2g.48gb+me.all", 1, &halves, 6, 4, 48_512),
+            profile(64, "2g.48gb+me.all", 1, &halves, 6, 7, 48_512),
             profile(66, "2g.48gb-me", 2, &halves, 6, 0, 48_512),
-            profile(0, "4g.96gb", 1, &[0], 12, 4, 97_280),
-            profile(32, "4g.96gb+gfx", 1, &[0], 12, 4, 97_280),
+            profile(0, "4g.96gb", 1, &[0], 12, 7, 97_280),
+            profile(32, "4g.96gb+gfx", 1, &[0], 12, 7, 97_280),
         ],
     }
 }
