@@ -2,7 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use super::reader::{Field, Object};
+use super::object::Object;
+use super::reader::Field;
 use super::{gpu, image, limits, model, path, secret, text};
 use crate::config::container::{HEALTH_DEADLINE_SECONDS, HEALTH_INTERVAL_SECONDS, HEALTH_PATH};
 use crate::config::{

@@ -3,7 +3,8 @@
 use std::ops::RangeInclusive;
 
 use super::limits;
-use super::reader::{Field, Object};
+use super::object::Object;
+use super::reader::Field;
 use crate::config::{ContainerGpuConfig, ContainerGpuMode, MachineGpuConfig, MachineGpuMode};
 
 const MACHINE_MODES: [(&str, MachineGpuMode); 2] = [

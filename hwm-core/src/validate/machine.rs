@@ -4,7 +4,8 @@ use std::net::Ipv4Addr;
 
 use ipnet::{Ipv4Net, ipv4_mask_to_prefix};
 
-use super::reader::{Field, Object, one_of};
+use super::object::Object;
+use super::reader::{Field, one_of};
 use super::{gpu, limits, secret, text};
 use crate::config::{CloudInit, Config, IpMode, MachineConfig, NetworkConfig, NetworkKind};
 use crate::units::Bytes;

@@ -35,6 +35,7 @@ mod image;
 pub mod limits;
 mod machine;
 mod model;
+mod object;
 mod patch;
 mod path;
 mod reader;

@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 
 use serde_json::Value;
 
-use super::reader::{Context, Object};
+use super::object::Object;
+use super::reader::Context;
 use super::{Rules, config, limits, metadata, text};
 use crate::config::Config;
 use crate::error::Violation;

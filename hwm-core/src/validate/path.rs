@@ -45,8 +45,8 @@ pub(super) fn under(field: &Field<'_>, path: &str, roots: &[&PathBuf], what: &st
     if let Some(tree) = CLOSED_TREES.iter().find(|tree| path.starts_with(tree)) {
         return field.refuse(format!("must not be in {tree} of the host"));
     }
-    let exposes = |socket: &&str| path.starts_with(socket) || Path::new(socket).starts_with(path);
-    if SOCKETS.iter().any(|socket| exposes(&socket)) {
+    let exposes = |socket: &str| path.starts_with(socket) || Path::new(socket).starts_with(path);
+    if SOCKETS.into_iter().any(exposes) {
         return field.refuse("must not be /, a socket that controls the host, or a folder that holds one");
     }
     let roots: Vec<_> = roots.iter().filter(|root| root.is_absolute()).collect();

@@ -9,8 +9,9 @@ use std::fmt::Display;
 use std::hash::Hash;
 use std::ops::RangeInclusive;
 
-use serde_json::{Map, Value};
+use serde_json::Value;
 
+use super::object::Object;
 use super::{Rules, limits};
 use crate::config::Config;
 use crate::error::Violation;
@@ -49,12 +50,7 @@ impl<'a> Context<'a> {
 
     /// The root of a body.
     pub(super) fn root<'c>(&'c self, body: &'c Value) -> Field<'c> {
-        Field {
-            cx: self,
-            path: String::new(),
-            value: body,
-            given: true,
-        }
+        Field::new(self, String::new(), Some(body))
     }
 
     /// What was read, if nothing is wrong.
@@ -79,6 +75,15 @@ pub(super) struct Field<'c> {
 }
 
 impl<'c> Field<'c> {
+    pub(super) fn new(cx: &'c Context<'c>, path: String, value: Option<&'c Value>) -> Self {
+        Self {
+            cx,
+            path,
+            value: value.unwrap_or(&Value::Null),
+            given: value.is_some(),
+        }
+    }
+
     /// Reports a broken rule.
     pub(super) fn broken(&self, message: impl Into<String>) {
         self.cx.add(&self.path, message);
@@ -159,12 +164,7 @@ impl<'c> Field<'c> {
 
     pub(super) fn object(&self) -> Option<Object<'c>> {
         match self.value {
-            Value::Object(map) => Some(Object {
-                cx: self.cx,
-                path: self.path.clone(),
-                map,
-                asked: RefCell::default(),
-            }),
+            Value::Object(map) => Some(Object::new(self.cx, self.path.clone(), map)),
             _ => self.mistyped("an object"),
         }
     }
@@ -254,111 +254,6 @@ impl<'c> Field<'c> {
             }
         }
     }
-}
-
-/// An object whose fields are known.
-pub(super) struct Object<'c> {
-    cx: &'c Context<'c>,
-    pub(super) path: String,
-    map: &'c Map<String, Value>,
-    asked: RefCell<Vec<&'static str>>,
-}
-
-impl<'c> Object<'c> {
-    /// A field that must be there.
-    pub(super) fn required<T>(
-        &self,
-        name: &'static str,
-        read: impl FnOnce(&Field<'c>) -> Option<T>,
-    ) -> Option<T> {
-        read(&self.field(name))
-    }
-
-    /// A field that may be left out; null leaves it out.
-    pub(super) fn optional<T>(
-        &self,
-        name: &'static str,
-        read: impl FnOnce(&Field<'c>) -> Option<T>,
-    ) -> Option<T> {
-        let field = self.field(name);
-        if field.value.is_null() { None } else { read(&field) }
-    }
-
-    /// A field of a change: one that is left out stays, and null is a value.
-    pub(super) fn given<T>(
-        &self,
-        name: &'static str,
-        read: impl FnOnce(&Field<'c>) -> Option<T>,
-    ) -> Option<T> {
-        let field = self.field(name);
-        if field.given { read(&field) } else { None }
-    }
-
-    /// A field by name, without any rule.
-    pub(super) fn field(&self, name: &'static str) -> Field<'c> {
-        self.asked.borrow_mut().push(name);
-        let value = self.map.get(name);
-        Field {
-            cx: self.cx,
-            path: join(&self.path, name),
-            value: value.unwrap_or(&Value::Null),
-            given: value.is_some(),
-        }
-    }
-
-    /// Whether the field is there and not null.
-    pub(super) fn has(&self, name: &str) -> bool {
-        self.map.get(name).is_some_and(|value| !value.is_null())
-    }
-
-    pub(super) fn is_empty_array(&self, name: &str) -> bool {
-        self.map
-            .get(name)
-            .is_some_and(|value| value.as_array().is_some_and(Vec::is_empty))
-    }
-
-    /// Reports a broken rule of one of its fields.
-    pub(super) fn broken(&self, name: &str, message: impl Into<String>) {
-        self.cx.add(&join(&self.path, name), message);
-    }
-
-    /// Reports a field that is there although it has no meaning beside the others.
-    pub(super) fn absent(&self, name: &str, message: &str) {
-        if self.has(name) {
-            self.broken(name, message);
-        }
-    }
-
-    /// Reports every field that nobody asked for.
-    pub(super) fn finish(&self) {
-        self.finish_beside(&[]);
-    }
-
-    /// Reports every field that nobody asked for and that is not among `others`.
-    pub(super) fn finish_beside(&self, others: &[&str]) {
-        let asked = self.asked.borrow();
-        let known = |name: &str| asked.contains(&name) || others.contains(&name);
-        for name in self.map.keys().filter(|name| !known(name)) {
-            let path = join(&self.path, name);
-            match asked.iter().find(|known| plain(known) == plain(name)) {
-                Some(known) => self
-                    .cx
-                    .add(&path, format!("is not a known field: did you mean {known}?")),
-                None => self.cx.add(
-                    &path,
-                    format!("is not a known field: known are {}", asked.join(", ")),
-                ),
-            }
-        }
-    }
-}
-
-/// A field name without what is commonly got wrong: case and separators.
-fn plain(name: &str) -> String {
-    name.chars()
-        .filter(|c| c.is_alphanumeric())
-        .flat_map(char::to_lowercase)
-        .collect()
 }
 
 /// The path of a field, with names that are no plain words in brackets, quoted and cut.
