@@ -67,7 +67,12 @@ fn create_file(path: &Path) -> std::io::Result<()> {
             let metadata = std::fs::metadata(path)?;
             if metadata.is_file() && metadata.mode() & 0o077 != 0 {
                 let own = metadata.mode() & 0o700;
-                std::fs::set_permissions(path, PermissionsExt::from_mode(own))?;
+                return match std::fs::set_permissions(path, PermissionsExt::from_mode(own)) {
+                    // Not our file, or nobody's to change: whether it may be written shows next.
+                    Err(e) if e.kind() == ErrorKind::PermissionDenied => Ok(()),
+                    Err(e) if e.kind() == ErrorKind::ReadOnlyFilesystem => Ok(()),
+                    changed => changed,
+                };
             }
             Ok(())
         }
