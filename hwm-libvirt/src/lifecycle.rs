@@ -1,0 +1,243 @@
+//! Making, starting and removing a machine: the steps on libvirt, each of which may be repeated at any time.
+//!
+//! The domain is defined before its volumes and undefined after them, so a domain with our metadata is the proof
+//! that the volumes of its name are ours; where it was undefined behind our back, the mark in the seed is. A
+//! domain or a volume of our name with neither is somebody else's, and is never touched.
+
+use hwm_core::id::ResourceId;
+
+use crate::connection::{DomainState, Fault, FaultKind, Host};
+use crate::domain::{
+    DomainSeen, METADATA_NAMESPACE, Tag, console_log_name, disk_name, domain_name, seed_name, tag_xml,
+};
+use crate::machine::Parts;
+use crate::seed::{MARKER_BYTES, MARKER_OFFSET, Marker};
+
+type Result<T> = std::result::Result<T, Fault>;
+
+/// Where a machine's volumes are and whose it is.
+#[derive(Debug, Clone)]
+pub(crate) struct Place {
+    pub(crate) pool: String,
+    pub(crate) owner: String,
+    pub(crate) id: ResourceId,
+}
+
+/// What there is of a machine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Found {
+    /// Our domain, with what it says of itself.
+    Domain(Box<DomainSeen>, Tag),
+    /// Our volumes alone: the domain was undefined behind our back.
+    Volumes,
+    /// Nothing.
+    Nothing,
+    /// Something that is not ours, in words.
+    Foreign(String),
+}
+
+impl Place {
+    /// Looks at what there is.
+    pub(crate) fn find(&self, host: &Host) -> Result<Found> {
+        let name = domain_name(self.id);
+        if let Some(xml) = host.domain_xml(self.id, false)? {
+            let seen = DomainSeen::parse(&xml);
+            let tag = seen
+                .as_ref()
+                .and_then(|s| s.tag.clone())
+                .filter(|tag| self.is_ours(tag));
+            return Ok(match (seen, tag) {
+                (Some(seen), Some(tag)) => Found::Domain(Box::new(seen), tag),
+                _ => Found::Foreign(format!("the domain with the UUID {}", self.id)),
+            });
+        }
+        if host.named_domain_xml(&name)?.is_some() {
+            return Ok(Found::Foreign(format!("the domain {name}")));
+        }
+        if self.has_marked_seed(host)? {
+            return Ok(Found::Volumes);
+        }
+        for name in self.volumes() {
+            if host.volume_facts(&self.pool, &name)?.is_some() {
+                return Ok(Found::Foreign(format!("the volume {name} in pool {}", self.pool)));
+            }
+        }
+        Ok(Found::Nothing)
+    }
+
+    fn is_ours(&self, tag: &Tag) -> bool {
+        tag.owner == self.owner && tag.resource == self.id
+    }
+
+    /// The volumes in the order in which they are removed: the seed, which proves the others, comes last.
+    fn volumes(&self) -> [String; 3] {
+        [disk_name(self.id), console_log_name(self.id), seed_name(self.id)]
+    }
+
+    fn has_marked_seed(&self, host: &Host) -> Result<bool> {
+        let name = seed_name(self.id);
+        if host.volume_facts(&self.pool, &name)?.is_none() {
+            return Ok(false);
+        }
+        let bytes = host.download(&self.pool, &name, MARKER_OFFSET, MARKER_BYTES)?;
+        let marker = Marker::parse(&bytes);
+        Ok(marker.is_some_and(|m| m.owner == self.owner && m.resource == self.id))
+    }
+
+    fn conflict(what: &str) -> Fault {
+        Fault::new(
+            FaultKind::Exists,
+            format!("{what} is not hwm's: it is left as it is; remove or rename it"),
+        )
+    }
+
+    /// Makes what is missing of a machine.
+    pub(crate) fn make(&self, host: &Host, parts: &Parts, seed: &[u8], generation: u64) -> Result<()> {
+        let define = match self.find(host)? {
+            Found::Foreign(what) => return Err(Self::conflict(&what)),
+            Found::Domain(_, tag) if tag.generation > generation => return Err(superseded()),
+            Found::Domain(..) => false,
+            Found::Volumes | Found::Nothing => true,
+        };
+        if define {
+            host.define(&parts.domain)?;
+        }
+        self.write_seed(host, &parts.seed, seed)?;
+        self.make_volume(host, &disk_name(self.id), &parts.disk)?;
+        self.make_volume(host, &console_log_name(self.id), &parts.console_log)
+    }
+
+    fn make_volume(&self, host: &Host, name: &str, xml: &str) -> Result<()> {
+        if host.volume_facts(&self.pool, name)?.is_none() {
+            host.create_volume(&self.pool, xml)?;
+        }
+        Ok(())
+    }
+
+    /// A seed that is whole stays as it is.
+    fn write_seed(&self, host: &Host, xml: &str, seed: &[u8]) -> Result<()> {
+        if self.has_marked_seed(host)? {
+            return Ok(());
+        }
+        let name = seed_name(self.id);
+        self.make_volume(host, &name, xml)?;
+        let mut bytes = seed;
+        host.upload(&self.pool, &name, seed.len() as u64, &mut bytes)
+    }
+
+    /// Defines the domain as the workload now wants it, and starts it.
+    pub(crate) fn start(&self, host: &Host, start: &Start) -> Result<()> {
+        let before = match self.find(host)? {
+            Found::Foreign(what) => return Err(Self::conflict(&what)),
+            Found::Domain(_, tag) if tag.generation > start.tag.generation => return Err(superseded()),
+            Found::Domain(_, tag) => tag,
+            Found::Volumes | Found::Nothing => {
+                return Err(Fault::new(
+                    FaultKind::NotFound,
+                    "the machine was never made, or was undefined",
+                ));
+            }
+        };
+        if host.state(self.id)? == Some(DomainState::Up) {
+            return Ok(());
+        }
+        let disk = disk_name(self.id);
+        let Some(facts) = host.volume_facts(&self.pool, &disk)? else {
+            return Err(Fault::new(
+                FaultKind::NotFound,
+                format!("the volume {disk} is gone"),
+            ));
+        };
+        if facts.capacity < start.disk_bytes {
+            host.resize_volume(&self.pool, &disk, start.disk_bytes)?;
+        }
+        host.define(&start.domain)?;
+        match host.start(self.id) {
+            Ok(()) => Ok(()),
+            // Somebody else was quicker.
+            Err(fault) if host.state(self.id)? == Some(DomainState::Up) => {
+                tracing::debug!(%fault, id = %self.id, "started by another");
+                Ok(())
+            }
+            Err(fault) => {
+                let tag = Tag {
+                    started: before.started,
+                    ..start.tag.clone()
+                };
+                if let Ok(xml) = tag_xml(&tag) {
+                    let _ = host.set_tag(self.id, &xml, METADATA_NAMESPACE, false);
+                }
+                Err(fault)
+            }
+        }
+    }
+
+    /// Whether our domain is there and runs. What is not ours is down, as far as we are concerned.
+    pub(crate) fn is_up(&self, host: &Host) -> Result<bool> {
+        match self.find(host)? {
+            Found::Domain(..) => Ok(host.state(self.id)? == Some(DomainState::Up)),
+            Found::Volumes | Found::Nothing | Found::Foreign(_) => Ok(false),
+        }
+    }
+
+    /// Removes everything of a machine, and looks that it is gone.
+    pub(crate) fn remove(&self, host: &Host) -> Result<()> {
+        let domain = match self.find(host)? {
+            Found::Foreign(what) => {
+                tracing::warn!(id = %self.id, "{what} is not hwm's and stays");
+                return Ok(());
+            }
+            Found::Nothing => return Ok(()),
+            Found::Domain(..) => true,
+            Found::Volumes => false,
+        };
+        if domain {
+            host.destroy(self.id)?;
+        }
+        self.remove_rotated_logs(host)?;
+        for name in self.volumes() {
+            host.delete_volume(&self.pool, &name)?;
+        }
+        if domain {
+            host.undefine(self.id)?;
+        }
+        match self.find(host)? {
+            Found::Nothing | Found::Foreign(_) => Ok(()),
+            Found::Domain(..) | Found::Volumes => Err(Fault::other("parts of the machine are still there")),
+        }
+    }
+
+    /// virtlogd starts a new file when a log has grown, and keeps the older ones beside it with a number; libvirt
+    /// sees them when it looks at the folder again.
+    fn remove_rotated_logs(&self, host: &Host) -> Result<()> {
+        host.refresh_pool(&self.pool)?;
+        let log = console_log_name(self.id);
+        let is_rotated = |name: &String| {
+            let number = name.strip_prefix(&log).and_then(|rest| rest.strip_prefix('.'));
+            number.is_some_and(|n| !n.is_empty() && n.bytes().all(|b| b.is_ascii_digit()))
+        };
+        for name in host
+            .volume_names(&self.pool)?
+            .iter()
+            .filter(|name| is_rotated(name))
+        {
+            host.delete_volume(&self.pool, name)?;
+        }
+        Ok(())
+    }
+}
+
+/// A start, ready to be made.
+#[derive(Debug, Clone)]
+pub(crate) struct Start {
+    pub(crate) domain: String,
+    pub(crate) tag: Tag,
+    pub(crate) disk_bytes: u64,
+}
+
+fn superseded() -> Fault {
+    Fault::new(
+        FaultKind::Superseded,
+        "a newer generation of the machine was made already",
+    )
+}
