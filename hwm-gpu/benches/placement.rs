@@ -3,6 +3,7 @@
 //! `quality` plays arrivals and departures of slices on 32 A100-40GB under hwm's choice, its peers' and a
 //! bound that moves what runs, on identical seeds. `speed` times decisions on 64 and on 10,000 cards.
 //! Without an argument both run.
+#![allow(clippy::print_stdout, reason = "a bench reports")]
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -194,7 +195,7 @@ fn peer(world: &World, policy: Policy, fleet: &Fleet, profile: usize, random: &m
             (!all.is_empty()).then(|| all[random.below(all.len())])
         }
         Policy::Hami if matches!(p.slices, 1 | 3) && p.size != 2 => {
-            (0..CARDS).find_map(|c| open(c).last().map(|s| place(c, s)))
+            (0..CARDS).find_map(|c| open(c).next_back().map(|s| place(c, s)))
         }
         Policy::Dra | Policy::Hami => (0..CARDS).find_map(|c| open(c).next().map(|s| place(c, s))),
         Policy::BestFit => (0..CARDS)

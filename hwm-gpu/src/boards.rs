@@ -192,8 +192,11 @@ struct Eight {
     engines: [[u8; 4]; 7],
 }
 
+/// Id, NVML's constant, slices, slots, starts, how many at most.
+type Places = (u32, u32, u8, u8, &'static [u8], u8);
+
 const fn eight(t: &Eight) -> [Row; 7] {
-    const PLACES: [(u32, u32, u8, u8, &[u8], u8); 7] = [
+    const PLACES: [Places; 7] = [
         (19, 0, 1, 1, &[0, 1, 2, 3, 4, 5, 6], 7),
         (20, 7, 1, 1, &[0, 1, 2, 3, 4, 5, 6], 1),
         (15, 9, 1, 2, &[0, 2, 4, 6], 4),

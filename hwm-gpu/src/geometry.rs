@@ -383,3 +383,70 @@ fn shapes(profiles: &[Profile]) -> Vec<Shape> {
         })
         .collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+    use crate::boards::BOARDS;
+
+    #[test]
+    fn no_reachable_layout_overlaps_and_every_slice_comes_off_again() {
+        for board in BOARDS {
+            let geometry = board.geometry().unwrap();
+            let places: Vec<Slot> = (0..geometry.profiles().len())
+                .flat_map(|p| {
+                    geometry.profiles()[p].starts.iter().map(move |s| Slot {
+                        profile: p,
+                        start: *s,
+                    })
+                })
+                .collect();
+            let mut reached = BTreeSet::from([Occupancy::default()]);
+            let mut open = vec![Occupancy::default()];
+            while let Some(taken) = open.pop() {
+                for slot in &places {
+                    let mask = geometry.profiles()[slot.profile].mask(slot.start);
+                    if !geometry.fits(&taken, *slot) {
+                        continue;
+                    }
+                    let with = geometry.with(taken, *slot);
+                    assert_eq!(taken.slots & mask, 0, "{} {slot:?}", board.name);
+                    assert_eq!(with.slots, taken.slots | mask);
+                    assert_eq!(geometry.without(with, *slot), taken, "{} {slot:?}", board.name);
+                    for (limit, used) in geometry.limits().iter().zip(with.limits) {
+                        assert!(used <= limit.total, "{} has too many {}", board.name, limit.name);
+                    }
+                    assert!(geometry.offer(with.slots) < geometry.offer(taken.slots));
+                    if reached.insert(with) {
+                        open.push(with);
+                    }
+                }
+            }
+            assert!(reached.len() > 10, "{}: {}", board.name, reached.len());
+        }
+    }
+
+    #[test]
+    fn a_description_that_is_no_geometry_is_refused() {
+        let profile = |size, starts: &[u8]| Profile {
+            id: 0,
+            constant: 0,
+            name: "1g.1gb".to_owned(),
+            slices: 1,
+            memory: Bytes(1),
+            size,
+            starts: starts.to_vec(),
+            max: 1,
+            multiprocessors: 1,
+            copy_engines: 1,
+            engines: Engines::default(),
+        };
+        assert!(Geometry::new(vec![profile(0, &[0])]).is_err());
+        assert!(Geometry::new(vec![profile(1, &[])]).is_err());
+        assert!(Geometry::new(vec![profile(8, &[250])]).is_err());
+        assert!(Geometry::new(vec![profile(2, &[31])]).is_err());
+        assert!(Geometry::new(vec![profile(32, &[0])]).is_ok());
+    }
+}
