@@ -8,7 +8,8 @@ use super::reader::Field;
 use super::{limits, path};
 
 /// A path or `file://` under a model or volume root, or a URL that the operator's allow-list permits.
-/// A URL is kept in its normal form, so that what was checked is what is fetched.
+/// A URL may end in `#sha256=…`, which the fetched file must have. It is kept in its normal form, so that what
+/// was checked is what is fetched.
 pub(super) fn source(field: &Field<'_>) -> Option<String> {
     let text = field.text_that_is("a path or URL of the model")?;
     if let Some(path) = text.strip_prefix("file://") {
@@ -50,8 +51,14 @@ fn remote(field: &Field<'_>, text: &str) -> Option<String> {
     if !url.username().is_empty() || url.password().is_some() {
         return field.refuse("must not contain credentials, as it can be read back");
     }
-    if url.fragment().is_some() {
-        return field.refuse("must not contain '#'");
+    let digest = |fragment: &str| {
+        let hex = fragment.strip_prefix("sha256=").unwrap_or_default();
+        hex.len() == 64 && hex.bytes().all(|b| b.is_ascii_hexdigit())
+    };
+    if !url.fragment().is_none_or(digest) {
+        return field.refuse(
+            "must have nothing after '#' but the file's checksum: sha256= and 64 hexadecimal digits",
+        );
     }
     let sources = &field.cx.rules.model_sources;
     if !sources.iter().any(|prefix| permits(prefix, &url)) {

@@ -133,6 +133,7 @@ fn a_model_comes_from_under_a_root_or_from_an_allowed_source() {
             "/srv/volumes/llama",
             "file:///srv/models/llama",
             "s3://bucket/llama/8b",
+            &format!("https://example.com/x.gguf#sha256={}", "0a".repeat(32)),
             "https://huggingface.co/x/resolve/main/y.gguf?download=true",
         ]),
     );
@@ -161,7 +162,14 @@ fn a_model_comes_from_under_a_root_or_from_an_allowed_source() {
         ("https://[::1]/x", "on a public address"),
         ("https://0x7f.1/x", "on a public address"),
         ("https://user:pass@example.com/x", "must not contain credentials"),
-        ("https://example.com/x#y", "must not contain '#'"),
+        (
+            "https://example.com/x#y",
+            "nothing after '#' but the file's checksum",
+        ),
+        (
+            "https://example.com/x#sha256=abc",
+            "nothing after '#' but the file's checksum",
+        ),
         (
             "https://example.com\\@evil.com/",
             "must not contain spaces, backslashes",

@@ -1,5 +1,6 @@
 //! The contract's rules, one table each: what is taken, and what is refused with which words.
 
+mod bounds;
 mod container;
 mod gpu;
 mod inference;
