@@ -6,7 +6,6 @@ use hwm_core::Error;
 use hwm_core::access::{Owner, Principal};
 use hwm_core::backend::{BackendError, BackendErrorKind};
 use hwm_core::error::Violation;
-use hwm_core::id::OperationId;
 use hwm_core::lifecycle::{Action, Status};
 use hwm_core::manager::{Manager, RequestOptions, Scoped, Settings};
 use hwm_core::operation::Arguments;
@@ -17,6 +16,9 @@ use serde_json::{Value, json};
 
 /// The cards of the demo, unless others are asked for: one to pass through, one to slice.
 pub(crate) const CARDS: &str = "sim:a100-40gb,a100-40gb+mig";
+
+/// How long one of them may take to come up or down.
+const LONG: Duration = Duration::from_secs(30);
 
 const FAILED: &str = "Demo Elasticsearch Cluster";
 const DEPLOYING: &str = "Demo Debian ML Workstation";
@@ -100,22 +102,15 @@ async fn make(manager: &Manager, scoped: &Scoped, demo: &Demo) -> Result<(), Err
     // Ids and lists tell one millisecond from the next.
     tokio::time::sleep(Duration::from_millis(2)).await;
     if let (Some(operation), false) = (accepted.operation, demo.status == Status::Deploying) {
-        ended(scoped, operation).await?;
+        scoped.wait(operation, LONG).await?;
     }
     if demo.status == Status::Stopped {
         let stopping = scoped
             .act(id, Action::Stop, Arguments::default(), RequestOptions::default())
             .await?;
         if let Some(operation) = stopping.operation {
-            ended(scoped, operation).await?;
+            scoped.wait(operation, LONG).await?;
         }
-    }
-    Ok(())
-}
-
-async fn ended(scoped: &Scoped, operation: OperationId) -> Result<(), Error> {
-    while !scoped.operation(operation).await?.status.is_final() {
-        tokio::time::sleep(Duration::from_millis(2)).await;
     }
     Ok(())
 }

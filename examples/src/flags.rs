@@ -14,6 +14,7 @@ use hwm_core::testing::sim::{SimCard, parse_cards};
     name = "server",
     version,
     args_conflicts_with_subcommands = true,
+    args_override_self = true,
     after_help = "HWM_JWT_SECRET or JWT_SECRET hold the shared secret itself. HWM_LOG chooses what is logged (info)."
 )]
 pub(crate) struct Cli {

@@ -124,9 +124,11 @@ async fn choose_containers(
     rules: &Rules,
     sim: Option<&Sim>,
 ) -> Result<Option<Arc<dyn Backend>>, Failure> {
+    let host = flags.docker_host.clone().filter(|host| !host.is_empty());
+    let place = host.as_deref().unwrap_or("the local socket").to_owned();
     let docker = || -> Result<Arc<dyn Backend>, Failure> {
         let options = DockerOptions {
-            host: flags.docker_host.clone().filter(|host| !host.is_empty()),
+            host: host.clone(),
             volume_roots: rules.volume_roots.clone(),
             model_roots: rules.model_roots.clone(),
             model_sources: rules.model_sources.clone(),
@@ -162,13 +164,15 @@ async fn choose_containers(
                     Ok(Some(backend))
                 }
                 Err(reason) if data.is_noted(USED_DOCKER) => {
-                    tracing::warn!("containers: docker, because it was used here before, though {reason}");
+                    tracing::warn!(
+                        "containers: docker, because it was used here before, though it does not answer at {place} ({reason})"
+                    );
                     Ok(Some(backend))
                 }
                 Err(reason) => {
                     tracing::info!(
-                        "containers: none, because {reason}; start Docker, name it with --docker-host, \
-                         or try --containers sim"
+                        "containers: none, because docker does not answer at {place} ({reason}); start it, name it \
+                         with --docker-host, or try --containers sim"
                     );
                     Ok(None)
                 }
