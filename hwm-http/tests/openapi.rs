@@ -2,6 +2,8 @@
 //!
 //! `UPDATE_OPENAPI=1 cargo test -p hwm-http --test openapi` writes it anew.
 
+#![allow(clippy::unwrap_used)]
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
@@ -139,7 +141,9 @@ fn collect_schemas(folder: &Path, names: &mut BTreeMap<String, Vec<String>>) {
                 derives = true;
             }
             let item = line.trim_start_matches("pub(crate) ").trim_start_matches("pub ");
-            let declared = item.strip_prefix("struct ").or_else(|| item.strip_prefix("enum "));
+            let declared = item
+                .strip_prefix("struct ")
+                .or_else(|| item.strip_prefix("enum "));
             if let (true, Some(declared)) = (derives, declared) {
                 let end = declared
                     .find(|c: char| !c.is_alphanumeric())
