@@ -70,7 +70,11 @@ fn request(extra: Value) -> CreateRequest {
         config[key] = value.clone();
     }
     let body = json!({ "name": "web", "resourceType": "application-container", "config": config });
-    validate::create_request(&body, &Rules::default()).unwrap()
+    let rules = Rules {
+        volume_roots: vec!["/srv/v".into()],
+        ..Rules::default()
+    };
+    validate::create_request(&body, &rules).unwrap()
 }
 
 impl House {
@@ -495,4 +499,22 @@ async fn logs_can_be_read() {
         .collect()
         .await;
     assert!(lines.iter().all(Result::is_ok));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_folder_is_written_to_by_one_resource_nested_ones_included() {
+    let house = house().await;
+    let volume = |path: &str, read_only: bool| json!({ "volumes": [{ "hostPath": path, "containerPath": "/data", "readOnly": read_only }] });
+    let id = house.running(volume("/srv/v/a/b", false)).await;
+    for path in ["/srv/v/a", "/srv/v/a/b", "/srv/v/a/b/c"] {
+        let refused = house
+            .admin
+            .create(request(volume(path, false)), RequestOptions::default())
+            .await
+            .unwrap_err();
+        assert_eq!(refused.code(), "VOLUME_CONFLICT", "{path}");
+        assert!(refused.to_string().contains(&id.to_string()), "{refused}");
+        house.running(volume(path, true)).await;
+    }
+    house.running(volume("/srv/v/a/bc", false)).await;
 }

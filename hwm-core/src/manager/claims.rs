@@ -3,8 +3,10 @@
 use std::collections::BTreeMap;
 
 use super::Core;
+use super::slot::Slot;
 use crate::accelerator::{Placement, PlacementRefusal};
 use crate::access::{Permission, Principal};
+use crate::backend::Workload;
 use crate::config::{Config, GpuRequest};
 use crate::error::{Conflict, ConflictKind, Error, Holder, Violation};
 use crate::id::ResourceId;
@@ -59,19 +61,42 @@ impl ClaimPlan {
 }
 
 impl Core {
-    /// What `config` needs, with free ports and places on GPUs chosen. What `keep` holds is kept where the
-    /// config still asks for the same.
+    /// Plans what a record's config needs, chooses free ports and places on GPUs into its allocation, and has
+    /// the backend look at the result. What `keep` holds is kept where the config still asks for the same.
     pub(super) async fn plan_claims(
+        &self,
+        slot: &Slot,
+        record: &mut Record,
+        keep: Option<(&Config, &Allocation)>,
+        attempt: u32,
+        caller: &Principal,
+    ) -> Result<ClaimPlan, Error> {
+        let planned = async {
+            record.allocation = self.allocate(record.id, &record.config, keep, attempt).await?;
+            let workload = Workload::of(record, record.generation);
+            let resolved = self.check(slot, &workload).await?;
+            let demand = Demand::of(&record.config, |path| {
+                resolved.get(path).cloned().unwrap_or_else(|| path.to_owned())
+            });
+            self.refuse_nested_volumes(record.id, &demand).await?;
+            Ok(ClaimPlan {
+                demand,
+                allocation: record.allocation.clone(),
+            })
+        };
+        match planned.await {
+            Ok(plan) => Ok(plan),
+            Err(error) => Err(self.name_holders(error, caller).await),
+        }
+    }
+
+    async fn allocate(
         &self,
         holder: ResourceId,
         config: &Config,
-        resolved: &BTreeMap<String, String>,
         keep: Option<(&Config, &Allocation)>,
         attempt: u32,
-    ) -> Result<ClaimPlan, Error> {
-        let demand = Demand::of(config, |path| {
-            resolved.get(path).cloned().unwrap_or_else(|| path.to_owned())
-        });
+    ) -> Result<Allocation, Error> {
         let ports = self
             .choose_ports(holder, config, keep.map(|k| k.1), attempt)
             .await?;
@@ -92,7 +117,41 @@ impl Core {
                 }
             }
         }
-        Ok(ClaimPlan { demand, allocation })
+        Ok(allocation)
+    }
+
+    /// Asks the backend what only the node knows; answers paths after links are resolved.
+    async fn check(&self, slot: &Slot, workload: &Workload) -> Result<BTreeMap<String, String>, Error> {
+        let report = slot
+            .call("check", self.settings.read_timeout, slot.backend.check(workload))
+            .await
+            .map_err(|error| slot.error(error))?;
+        if report.violations.is_empty() {
+            Ok(report.resolved_paths)
+        } else {
+            Err(Error::Validation(report.violations))
+        }
+    }
+
+    /// Refuses a folder that is written to by another resource further up or down the same path. The same
+    /// folder is refused by its claim.
+    async fn refuse_nested_volumes(&self, holder: ResourceId, demand: &Demand) -> Result<(), Error> {
+        for key in &demand.exclusive {
+            let ClaimKey::Volume(path) = key else { continue };
+            let above = std::path::Path::new(path).ancestors().skip(1);
+            let above = above
+                .map(|p| ClaimKey::Volume(p.to_string_lossy().into_owned()))
+                .collect();
+            let below = ClaimKey::Volume(format!("{path}/")).to_string();
+            let mut claims = self.store.claims(&self.node, ClaimFilter::Keys(above)).await?;
+            claims.extend(self.store.claims(&self.node, ClaimFilter::Prefix(below)).await?);
+            if let Some(claim) = claims.into_iter().find(|claim| claim.holder != holder) {
+                let mut conflict = ledger::held(&claim.key, claim.holder, "");
+                conflict.wanted = key.describe();
+                return Err(Error::Conflict(Box::new(conflict)));
+            }
+        }
+        Ok(())
     }
 
     async fn choose_ports(

@@ -1,18 +1,15 @@
 //! New resources, and what a create would do.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::Asking;
 use crate::access::Principal;
-use crate::backend::Workload;
 use crate::env::NewIds;
 use crate::error::{Error, Violation};
 use crate::id::ResourceId;
-use crate::ledger::{ClaimKey, Demand};
+use crate::ledger::ClaimKey;
 use crate::lifecycle::{Action, Desired, Phase};
 use crate::manager::api::{Accepted, PlanReport};
-use crate::manager::claims::ClaimPlan;
 use crate::manager::draft::Draft;
 use crate::manager::slot::Slot;
 use crate::manager::{Core, RETRIES, Result};
@@ -40,34 +37,12 @@ impl Core {
         let id = self.env.new_resource_id();
         let mut record = self.new_record(id, &slot, request, asking.principal);
         let auto_start = record.desired == Desired::Running;
-        let mut resolved = None;
         let mut attempt = 0;
         loop {
             attempt += 1;
-            let nothing = BTreeMap::new();
             let plan = self
-                .plan_claims(
-                    id,
-                    &record.config,
-                    resolved.as_ref().unwrap_or(&nothing),
-                    None,
-                    attempt,
-                )
-                .await;
-            let mut plan = match plan {
-                Ok(plan) => plan,
-                Err(error) => return Err(self.name_holders(error, asking.principal).await),
-            };
-            record.allocation = plan.allocation.clone();
-            if resolved.is_none() {
-                let paths = self
-                    .check(&slot, &Workload::of(&record, record.generation))
-                    .await?;
-                plan.demand = Demand::of(&record.config, |p| {
-                    paths.get(p).cloned().unwrap_or_else(|| p.to_owned())
-                });
-                resolved = Some(paths);
-            }
+                .plan_claims(&slot, &mut record, None, attempt, asking.principal)
+                .await?;
             let mut draft = Draft::new(record.clone());
             if auto_start {
                 draft.operations.push(self.new_operation(
@@ -124,21 +99,7 @@ impl Core {
         slot.require_ready().await?;
         let id = self.env.new_resource_id();
         let mut record = self.new_record(id, slot, request, principal);
-        let plan = match self
-            .plan_claims(id, &record.config, &BTreeMap::new(), None, 0)
-            .await
-        {
-            Ok(plan) => plan,
-            Err(error) => return Err(self.name_holders(error, principal).await),
-        };
-        record.allocation = plan.allocation.clone();
-        let resolved = self
-            .check(slot, &Workload::of(&record, record.generation))
-            .await?;
-        let demand = Demand::of(&record.config, |p| {
-            resolved.get(p).cloned().unwrap_or_else(|| p.to_owned())
-        });
-        let plan = ClaimPlan { demand, ..plan };
+        let plan = self.plan_claims(slot, &mut record, None, 1, principal).await?;
         let claims = plan.claims(self, id, true);
         self.would_fit(&claims, principal).await?;
         let mut steps = vec![Step::Create, Step::Start];

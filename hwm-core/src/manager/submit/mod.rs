@@ -3,17 +3,14 @@
 mod create;
 mod update;
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use serde_json::Value;
 
 use super::api::{Accepted, Idempotency, RequestOptions};
 use super::draft::{Draft, end};
-use super::slot::Slot;
 use super::{Core, Result};
 use crate::access::Principal;
-use crate::backend::Workload;
 use crate::env::NewIds;
 use crate::error::Error;
 use crate::id::{OperationId, ResourceId};
@@ -54,19 +51,6 @@ impl From<Error> for Refusal {
 }
 
 impl Core {
-    /// Asks the backend what only the node knows; answers paths after links are resolved.
-    pub(super) async fn check(&self, slot: &Slot, workload: &Workload) -> Result<BTreeMap<String, String>> {
-        let report = slot
-            .call("check", self.settings.read_timeout, slot.backend.check(workload))
-            .await
-            .map_err(|error| slot.error(error))?;
-        if report.violations.is_empty() {
-            Ok(report.resolved_paths)
-        } else {
-            Err(Error::Validation(report.violations))
-        }
-    }
-
     pub(super) fn new_operation(
         &self,
         record: &Record,

@@ -1,13 +1,11 @@
 //! Changes to a resource's record and config.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use serde_json::{Value, json};
 
 use super::{Asking, Refusal, require_revision};
 use crate::access::Principal;
-use crate::backend::Workload;
 use crate::config::Config;
 use crate::error::Error;
 use crate::event::EventType;
@@ -137,23 +135,10 @@ impl Core {
         let slot = self.slot_of(before)?;
         slot.require_ready().await?;
         let keep = Some((&before.config, &before.allocation));
-        let planned = match self
-            .plan_claims(before.id, config, &BTreeMap::new(), keep, attempt)
-            .await
-        {
-            Ok(plan) => plan,
-            Err(error) => return Err(self.name_holders(error, principal).await),
-        };
         let mut record = before.clone();
         record.config = config.clone();
-        record.allocation = planned.allocation.clone();
-        let resolved = self
-            .check(slot, &Workload::of(&record, before.generation))
-            .await?;
-        let demand = Demand::of(config, |p| {
-            resolved.get(p).cloned().unwrap_or_else(|| p.to_owned())
-        });
-        Ok(ClaimPlan { demand, ..planned })
+        self.plan_claims(slot, &mut record, keep, attempt, principal)
+            .await
     }
 
     /// Puts a new config into a draft: claims what it needs beside what still runs, and queues the live
