@@ -287,7 +287,7 @@ impl Core {
 }
 
 /// Any failure to commit, as a failure of the store.
-struct StoreOnly(StoreError);
+pub(super) struct StoreOnly(pub(super) StoreError);
 
 impl From<StoreError> for StoreOnly {
     fn from(error: StoreError) -> Self {

@@ -10,7 +10,7 @@ use futures_util::StreamExt;
 use serde_json::json;
 
 use super::draft::node_event;
-use super::monitor::{FALLEN_WITH_DAEMON, restarts};
+use super::monitor::{FALLEN_WITH_DAEMON, StoreOnly, restarts};
 use super::run::ended_message;
 use super::slot::Slot;
 use super::{Core, Result};
@@ -20,14 +20,14 @@ use crate::event::EventType;
 use crate::id::ResourceId;
 use crate::lifecycle::{Action, Phase, Reaction, Seen, observe};
 use crate::resource::Record;
-use crate::store::{OperationQuery, PruneLimits, StoreError, Transaction};
+use crate::store::{ClaimFilter, OperationQuery, PruneLimits, StoreError, Transaction};
 use crate::units::Timestamp;
 
 /// How many records are looked at, and operations taken up, at once.
 const PAGE: u32 = 500;
 
 impl Core {
-    /// Takes up the operations that an earlier manager left unfinished.
+    /// Takes up the operations that nobody carries out, as an earlier manager left them.
     pub(super) async fn recover(self: &Arc<Self>) -> Result<()> {
         let mut unfinished = BTreeSet::new();
         let mut offset = 0;
@@ -129,6 +129,10 @@ impl Core {
 
     /// Compares everything that a backend has with everything that is recorded of it.
     pub(super) async fn resync(self: &Arc<Self>, slot: &Arc<Slot>) {
+        // A commit that failed may have happened: what it accepted has nobody yet who carries it out.
+        if let Err(error) = self.recover().await {
+            tracing::error!(%error, "operations cannot be read");
+        }
         let owned = match slot
             .call("owned", self.settings.change_timeout, slot.backend.owned())
             .await
@@ -164,7 +168,7 @@ impl Core {
         }
         let mut after = None;
         loop {
-            let phases = [Phase::Running, Phase::Error];
+            let phases = [Phase::Running, Phase::Error, Phase::Failed];
             let ids = self
                 .store
                 .ids_in_phases(slot.name(), &phases, after, PAGE as usize)
@@ -284,6 +288,9 @@ impl Core {
                 if !self.monitors().contains_key(&id) {
                     self.follow_up(record);
                 }
+                if record.phase == Phase::Failed {
+                    self.give_back_running(record).await?;
+                }
                 Ok(())
             }
             Reaction::Becomes(Phase::Running) if record.config.health_check().is_some() => {
@@ -330,6 +337,26 @@ impl Core {
         }
     }
 
+    /// Gives back CPU and memory of what is seen to be down after its stop or its removal failed.
+    async fn give_back_running(&self, seen: &Record) -> std::result::Result<(), StoreError> {
+        let held = self.store.claims(&self.node, ClaimFilter::Holder(seen.id)).await?;
+        if !held.iter().any(|claim| claim.key.is_for_running_only()) {
+            return Ok(());
+        }
+        self.amend::<_, StoreOnly>(seen.id, |draft| {
+            // Whatever was accepted meanwhile claims for itself.
+            if draft.record.revision != seen.revision || !draft.operations.is_empty() {
+                return Ok(None);
+            }
+            draft.quiet = true;
+            self.release_running(&mut draft.tx, seen.id);
+            Ok(Some(()))
+        })
+        .await
+        .map_err(|StoreOnly(error)| error)?;
+        Ok(())
+    }
+
     /// Hears what happens to GPUs, and marks those who lost theirs.
     async fn follow_devices(self: &Arc<Self>) {
         let Some(accelerators) = self.accelerators.clone() else {
@@ -360,7 +387,7 @@ impl Core {
         let prefix = format!("gpu/{}/", event.card);
         let claims = self
             .store
-            .claims(&self.node, crate::store::ClaimFilter::Prefix(prefix))
+            .claims(&self.node, ClaimFilter::Prefix(prefix))
             .await?;
         let holders: HashSet<ResourceId> = claims.into_iter().map(|c| c.holder).collect();
         for id in holders {

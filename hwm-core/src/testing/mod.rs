@@ -3,5 +3,6 @@
 
 pub mod backend_suite;
 pub mod env;
+pub mod faults;
 pub mod sim;
 pub mod store_suite;

@@ -5,20 +5,33 @@ use std::future::Future;
 use super::{FIRST_CHECK, Fault, LONGEST_PAUSE, Outcome, Run, UNDO_TRIES, ended_message};
 use crate::backend::{ObservedState, StopOptions};
 use crate::event::EventType;
+use crate::id::SnapshotId;
 use crate::lifecycle::{Action, Desired, Phase};
 use crate::manager::Core;
 use crate::manager::draft::{self, Draft};
 use crate::operation::{OperationError, OperationRecord, OperationStatus, Step};
-use crate::snapshot::SnapshotState;
-use crate::store::{Release, Transaction};
+use crate::snapshot::{Snapshot, SnapshotState};
+use crate::store::Release;
+
+/// What becomes of a snapshot with the end of an operation.
+enum SnapshotAfter {
+    Is(Snapshot),
+    Gone(SnapshotId),
+}
 
 impl Run<'_> {
     pub(super) async fn succeed(&self, outcome: Outcome) -> Result<(), Fault> {
         let now = self.core.env.now();
         let id = self.operation.resource;
+        let snapshot = self.snapshot_after(&outcome).await?;
         let record = self
             .amend(|draft| {
                 self.mark_ended(draft, OperationStatus::Succeeded, None);
+                match &snapshot {
+                    Some(SnapshotAfter::Is(snapshot)) => draft.tx.snapshots.push(snapshot.clone()),
+                    Some(SnapshotAfter::Gone(id)) => draft.tx.forget_snapshots.push(*id),
+                    None => {}
+                }
                 let record = &mut draft.record;
                 record.error_message = None;
                 let phase = match &outcome {
@@ -100,42 +113,37 @@ impl Run<'_> {
                 }
             })
             .await?;
-        self.end_snapshot(&outcome).await?;
         if let Some(record) = record {
             self.core.follow_up(&record);
         }
         Ok(())
     }
 
-    pub(super) async fn end_snapshot(&self, outcome: &Outcome) -> Result<(), Fault> {
-        let (report, forget) = match outcome {
-            Outcome::SnapshotTaken(report) => (Some(report), false),
-            Outcome::SnapshotDeleted => (None, true),
+    /// What becomes of the snapshot that the operation was about.
+    async fn snapshot_after(&self, outcome: &Outcome) -> Result<Option<SnapshotAfter>, Fault> {
+        let Some(id) = self.operation.arguments.snapshot else {
+            return Ok(None);
+        };
+        match outcome {
+            Outcome::SnapshotDeleted => Ok(Some(SnapshotAfter::Gone(id))),
+            Outcome::SnapshotTaken(report) => {
+                let all = self.core.store.snapshots(self.operation.resource).await?;
+                let taken = all.into_iter().find(|s| s.id == id);
+                Ok(taken.map(|snapshot| {
+                    SnapshotAfter::Is(Snapshot {
+                        state: SnapshotState::Ready,
+                        disk_size: report.disk_size,
+                        consistency: Some(report.consistency),
+                        ..snapshot
+                    })
+                }))
+            }
             Outcome::Up(..)
             | Outcome::Down
             | Outcome::Gone
             | Outcome::Updated(_)
-            | Outcome::SnapshotRestored { .. } => return Ok(()),
-        };
-        let Some(id) = self.operation.arguments.snapshot else {
-            return Ok(());
-        };
-        let mut transaction = Transaction::default();
-        if forget {
-            transaction.forget_snapshots.push(id);
+            | Outcome::SnapshotRestored { .. } => Ok(None),
         }
-        if let Some(report) = report {
-            let all = self.core.store.snapshots(self.operation.resource).await?;
-            transaction
-                .snapshots
-                .extend(all.into_iter().filter(|s| s.id == id).map(|mut snapshot| {
-                    snapshot.state = SnapshotState::Ready;
-                    snapshot.disk_size = report.disk_size;
-                    snapshot.consistency = Some(report.consistency);
-                    snapshot
-                }));
-        }
-        Ok(self.core.commit(transaction).await?)
     }
 
     /// Takes back what was half-made, and ends the operation as failed, or as cancelled without an error.
@@ -173,13 +181,28 @@ impl Run<'_> {
         } else {
             OperationStatus::Cancelled
         };
+        let doubtful = self.doubtful_snapshot().await?;
         self.amend(|draft| {
             self.mark_ended(draft, status, error.clone());
+            draft.tx.snapshots.extend(doubtful.clone());
             self.core
                 .settle_unfinished(draft, &self.operation, error.as_ref());
         })
         .await?;
         Ok(())
+    }
+
+    /// The snapshot whose removal did not end well: it may be there, or not, or in part.
+    async fn doubtful_snapshot(&self) -> Result<Option<Snapshot>, Fault> {
+        if self.operation.action != Action::SnapshotDelete {
+            return Ok(None);
+        }
+        let all = self.core.store.snapshots(self.operation.resource).await?;
+        let found = all.into_iter().find(|s| Some(s.id) == self.operation.arguments.snapshot);
+        Ok(found.map(|snapshot| Snapshot {
+            state: SnapshotState::Failed,
+            ..snapshot
+        }))
     }
 
     /// The step in which the operation was before it began to be undone.
