@@ -339,7 +339,10 @@ impl Core {
 
     /// Gives back CPU and memory of what is seen to be down after its stop or its removal failed.
     async fn give_back_running(&self, seen: &Record) -> std::result::Result<(), StoreError> {
-        let held = self.store.claims(&self.node, ClaimFilter::Holder(seen.id)).await?;
+        let held = self
+            .store
+            .claims(&self.node, ClaimFilter::Holder(seen.id))
+            .await?;
         if !held.iter().any(|claim| claim.key.is_for_running_only()) {
             return Ok(());
         }
@@ -385,10 +388,7 @@ impl Core {
         event: &crate::accelerator::AcceleratorEvent,
     ) -> std::result::Result<(), StoreError> {
         let prefix = format!("gpu/{}/", event.card);
-        let claims = self
-            .store
-            .claims(&self.node, ClaimFilter::Prefix(prefix))
-            .await?;
+        let claims = self.store.claims(&self.node, ClaimFilter::Prefix(prefix)).await?;
         let holders: HashSet<ResourceId> = claims.into_iter().map(|c| c.holder).collect();
         for id in holders {
             let Some(record) = self.store.record(id).await? else {

@@ -198,7 +198,9 @@ impl Run<'_> {
             return Ok(None);
         }
         let all = self.core.store.snapshots(self.operation.resource).await?;
-        let found = all.into_iter().find(|s| Some(s.id) == self.operation.arguments.snapshot);
+        let found = all
+            .into_iter()
+            .find(|s| Some(s.id) == self.operation.arguments.snapshot);
         Ok(found.map(|snapshot| Snapshot {
             state: SnapshotState::Failed,
             ..snapshot
