@@ -4,11 +4,10 @@ use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
 
 use hwm_core::backend::{CheckReport, Result, Workload};
 use hwm_core::config::{Config, GpuRequest, NetworkMode, Protocol};
-use hwm_core::error::Violation;
+use hwm_core::refusal::Violation;
 use hwm_core::units::{Bytes, Cores};
 
 use crate::Inner;
-use crate::client::{READ_DEADLINE, within};
 use crate::image;
 use crate::observe::held_ports;
 
@@ -150,7 +149,7 @@ impl Inner {
             return Ok(());
         }
         let held = held_ports(&self.client, &self.options.owner);
-        let held = within(READ_DEADLINE, "looking for taken ports", held).await?;
+        let held = self.client.look("looking for taken ports", held).await?;
         for (i, port, protocol) in taken {
             if !held
                 .iter()

@@ -26,10 +26,8 @@ use tokio::net::{TcpStream, UnixStream};
 const NEWEST: u32 = 53;
 /// The oldest that has all we need: one-shot stats and device requests (engine 20.10).
 const OLDEST: u32 = 41;
-/// For anything that only looks.
-pub(crate) const READ_DEADLINE: Duration = Duration::from_secs(20);
-/// For anything that changes something and does not wait for a workload.
-pub(crate) const CHANGE_DEADLINE: Duration = Duration::from_secs(60);
+/// How much longer a change may take than a look.
+const CHANGE_FACTOR: u32 = 3;
 /// The most that is read of an answer that is not a stream.
 const ANSWER_LIMIT: usize = 64 << 20;
 const MESSAGE_LIMIT: usize = 2000;
@@ -346,10 +344,15 @@ where
 pub(crate) struct Client {
     link: Arc<Link>,
     docker: bollard::Docker,
+    patience: Duration,
 }
 
 impl Client {
-    pub(crate) fn new(endpoint: Endpoint) -> std::result::Result<Self, bollard::errors::Error> {
+    /// A client whose looks take at most `patience`.
+    pub(crate) fn new(
+        endpoint: Endpoint,
+        patience: Duration,
+    ) -> std::result::Result<Self, bollard::errors::Error> {
         let link = Arc::new(Link {
             endpoint,
             minor: AtomicU32::new(0),
@@ -365,11 +368,38 @@ impl Client {
             u64::from(u32::MAX),
             bollard::API_DEFAULT_VERSION,
         )?;
-        Ok(Self { link, docker })
+        Ok(Self {
+            link,
+            docker,
+            patience,
+        })
     }
 
     pub(crate) fn endpoint(&self) -> &Endpoint {
         &self.link.endpoint
+    }
+
+    /// The most that a change may take which does not wait for a workload.
+    pub(crate) fn change_limit(&self) -> Duration {
+        self.patience.saturating_mul(CHANGE_FACTOR)
+    }
+
+    /// Does something that only looks.
+    pub(crate) async fn look<T>(
+        &self,
+        doing: &str,
+        call: impl Future<Output = std::result::Result<T, Fault>>,
+    ) -> Result<T> {
+        within(self.patience, doing, call).await
+    }
+
+    /// Does something that changes something and does not wait for a workload.
+    pub(crate) async fn change<T>(
+        &self,
+        doing: &str,
+        call: impl Future<Output = std::result::Result<T, Fault>>,
+    ) -> Result<T> {
+        within(self.change_limit(), doing, call).await
     }
 
     /// For commands.
@@ -549,7 +579,11 @@ mod tests {
 
     #[tokio::test]
     async fn an_absent_socket_is_away_and_says_so() {
-        let client = Client::new(Endpoint::Unix("/nonexistent/docker.sock".into())).unwrap();
+        let client = Client::new(
+            Endpoint::Unix("/nonexistent/docker.sock".into()),
+            Duration::from_secs(1),
+        )
+        .unwrap();
         let fault = client.get::<serde_json::Value>("/info", &[]).await.unwrap_err();
         let error = fault.during("asking");
         assert_eq!(error.kind, BackendErrorKind::Unavailable);

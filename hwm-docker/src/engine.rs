@@ -11,7 +11,7 @@ use hwm_core::ledger::Capacity;
 use hwm_core::units::{Bytes, Cores};
 use serde::Deserialize;
 
-use crate::client::{Client, Endpoint, READ_DEADLINE, within};
+use crate::client::{Client, Endpoint};
 use crate::spec::GpuAttachment;
 
 /// How old an answer of the engine about itself may be.
@@ -107,7 +107,7 @@ impl Engine {
             .await?;
             Ok((minor, version, info))
         };
-        let (minor, version, info) = within(READ_DEADLINE, "asking the engine about itself", ask).await?;
+        let (minor, version, info) = client.look("asking the engine about itself", ask).await?;
         let components = version.components.unwrap_or_default();
         let podman = components
             .iter()

@@ -15,42 +15,24 @@ use serde::Deserialize;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf};
 use tokio::sync::mpsc;
 
-use crate::client::{CHANGE_DEADLINE, Client, Fault, READ_DEADLINE, within};
+use crate::client::{Client, Fault, late};
 use crate::frames::{Channel, Frames};
+use crate::kill::{kill, mark};
 
-/// Marks a command and everything that it starts, so that all of it can be found and killed.
-const MARK: &str = "HWM_EXEC";
 /// How often a silent command is looked at: what it left in the background may hold its output open.
 const LOOK: Duration = Duration::from_secs(1);
-const KILL_DEADLINE: Duration = Duration::from_secs(10);
 const CHUNK: usize = 16 << 10;
-
-/// Kills every process group that carries the mark `$1`. Needs nothing of the image but its shell.
-const KILL: &str = r#"
-for pass in 1 2 3; do
-  found=
-  for e in /proc/[0-9]*/environ; do
-    v=
-    while IFS= read -r l || [ -n "$l" ]; do v="$v$l"; done 2>/dev/null <"$e"
-    case $v in *"$1"*) ;; *) continue ;; esac
-    p=${e#/proc/} p=${p%/environ}
-    kill -9 "-$p" 2>/dev/null
-    kill -9 "$p" 2>/dev/null && found=1
-  done
-  [ -n "$found" ] || exit 0
-done
-"#;
 
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase")]
-struct ExecState {
+pub(crate) struct ExecState {
     #[serde(default)]
-    running: bool,
+    pub(crate) running: bool,
     #[serde(default)]
     exit_code: Option<i64>,
 }
 
-type Io = TokioIo<Upgraded>;
+pub(crate) type Io = TokioIo<Upgraded>;
 
 /// A command that runs. Killed when it is dropped, unless it ended.
 struct Running {
@@ -82,10 +64,10 @@ impl Running {
         doing: &str,
     ) -> Result<(Self, Io)> {
         let tty = config.tty == Some(true);
-        let mark = format!("{MARK}={}", uuid::Uuid::new_v4().simple());
+        let mark = mark();
         config.env = Some(vec![mark.clone()]);
         let id = create(client, container, config, doing).await?;
-        let io = within(CHANGE_DEADLINE, doing, attach(client, &id, tty)).await?;
+        let io = client.change(doing, attach(client, &id, tty)).await?;
         let running = Self {
             client: client.clone(),
             container: container.to_owned(),
@@ -124,16 +106,24 @@ impl Running {
     }
 }
 
-async fn state(client: &Client, id: &str, doing: &str) -> Result<ExecState> {
-    within(READ_DEADLINE, doing, client.get(&format!("/exec/{id}/json"), &[])).await
+pub(crate) async fn state(client: &Client, id: &str, doing: &str) -> Result<ExecState> {
+    client
+        .look(doing, client.get(&format!("/exec/{id}/json"), &[]))
+        .await
 }
 
-async fn create(client: &Client, container: &str, config: ExecConfig, doing: &str) -> Result<String> {
+pub(crate) async fn create(
+    client: &Client,
+    container: &str,
+    config: ExecConfig,
+    doing: &str,
+) -> Result<String> {
     let made = async { Ok(client.docker().create_exec(container, config).await?) };
-    match tokio::time::timeout(CHANGE_DEADLINE, made).await {
+    let limit = client.change_limit();
+    match tokio::time::timeout(limit, made).await {
         Ok(Ok(made)) => Ok(made.id),
         Ok(Err(fault)) => Err(not_running(fault, doing)),
-        Err(_) => Err(crate::client::late(CHANGE_DEADLINE, doing)),
+        Err(_) => Err(late(limit, doing)),
     }
 }
 
@@ -147,7 +137,7 @@ fn not_running(fault: Fault, doing: &str) -> BackendError {
     error
 }
 
-async fn attach(client: &Client, id: &str, tty: bool) -> std::result::Result<Io, Fault> {
+pub(crate) async fn attach(client: &Client, id: &str, tty: bool) -> std::result::Result<Io, Fault> {
     let body = serde_json::json!({ "Detach": false, "Tty": tty }).to_string();
     let headers = [
         ("connection", "Upgrade".to_owned()),
@@ -158,37 +148,6 @@ async fn attach(client: &Client, id: &str, tty: bool) -> std::result::Result<Io,
         .send(Method::POST, &path, &[], &headers, body.into_bytes())
         .await?;
     Ok(TokioIo::new(hyper::upgrade::on(answer).await?))
-}
-
-/// Kills what carries the mark: first as the container's user, who may look at its own processes, then
-/// as root, who may kill those of others. Answers whether the command is proved gone.
-async fn kill(client: &Client, container: &str, id: &str, mark: &str) -> bool {
-    for user in [None, Some("0")] {
-        let config = ExecConfig {
-            cmd: Some(["/bin/sh", "-c", KILL, "kill", mark].map(str::to_owned).to_vec()),
-            user: user.map(str::to_owned),
-            attach_stdout: Some(true),
-            ..ExecConfig::default()
-        };
-        let pass = async {
-            let killer = create(client, container, config, "killing a command")
-                .await
-                .ok()?;
-            let mut io = attach(client, &killer, false).await.ok()?;
-            // Its output ends when it does.
-            tokio::io::copy(&mut io, &mut tokio::io::sink()).await.ok()
-        };
-        // A container that is gone took the command with it: the state below tells.
-        let _ = tokio::time::timeout(KILL_DEADLINE, pass).await;
-        for _ in 0..20 {
-            match state(client, id, "killing a command").await {
-                Ok(state) if state.running => tokio::time::sleep(Duration::from_millis(25)).await,
-                Ok(_) => return true,
-                Err(error) => return error.kind == BackendErrorKind::NotFound,
-            }
-        }
-    }
-    false
 }
 
 /// Both outputs, cut at the limit.
@@ -303,7 +262,7 @@ async fn resize(client: &Client, id: &str, size: TerminalSize) {
         .build();
     let ask = client.docker().resize_exec(id, options);
     // A size that comes after the end, or is lost, hurts nobody.
-    match tokio::time::timeout(READ_DEADLINE, ask).await {
+    match tokio::time::timeout(client.change_limit(), ask).await {
         Ok(Ok(())) => {}
         Ok(Err(error)) => tracing::debug!(%error, "resizing a terminal"),
         Err(_) => tracing::debug!("resizing a terminal took too long"),

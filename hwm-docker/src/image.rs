@@ -12,7 +12,7 @@ use hwm_core::secret::Secret;
 use oci_spec::distribution::Reference;
 use serde::{Deserialize, Serialize};
 
-use crate::client::{Client, Fault, READ_DEADLINE, kind_of, tidy, within};
+use crate::client::{Client, Fault, kind_of, tidy, within};
 use crate::flight::Flights;
 
 /// A pull that reports nothing for so long is given up.
@@ -165,7 +165,7 @@ async fn exists(client: &Client, name: &str) -> Result<bool> {
             Err(fault) => Err(fault),
         }
     };
-    within(READ_DEADLINE, &format!("looking for image {name}"), ask).await
+    client.look(&format!("looking for image {name}"), ask).await
 }
 
 /// One line of what the engine says during a pull.

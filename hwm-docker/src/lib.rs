@@ -16,6 +16,7 @@
 //! ```
 #![forbid(unsafe_code)]
 
+mod cgroup;
 mod check;
 mod client;
 mod engine;
@@ -25,6 +26,7 @@ mod flight;
 mod frames;
 mod health;
 mod image;
+mod kill;
 mod lifecycle;
 mod live;
 mod logs;
@@ -59,7 +61,7 @@ use crate::observe::{Container, LastWords};
 use crate::paths::Roots;
 use crate::sources::Sources;
 use crate::spec::{Policy, container_name};
-use crate::stats::Sampler;
+use crate::stats::{Node, Sampler};
 
 pub use crate::spec::GpuAttachment;
 
@@ -96,6 +98,9 @@ pub struct DockerOptions {
     pub init: bool,
     /// Size of one file of a container's log in MB, and how many are kept; 16 and 4 by default.
     pub log_files: (u32, u32),
+    /// How long the engine may take to answer a question; 20 s by default, and three times that for changes.
+    /// One that takes longer counts as away.
+    pub patience: Duration,
     /// How GPUs are attached; found out from the engine when absent.
     pub gpus: Option<GpuAttachment>,
     /// The engine's pid file, which tells when it restarted; `/var/run/docker.pid` when absent.
@@ -120,6 +125,7 @@ impl DockerOptions {
             pids_limit: 4096,
             init: true,
             log_files: (16, 4),
+            patience: Duration::from_secs(20),
             gpus: None,
             pid_file: None,
         }
@@ -201,7 +207,7 @@ impl DockerBackend {
                 log_files: options.log_files.1,
             },
             engine: Engine::new(options.gpus, options.pid_file.clone()),
-            client: Client::new(endpoint).map_err(|e| OptionsError::Http(Box::new(e)))?,
+            client: Client::new(endpoint, options.patience).map_err(|e| OptionsError::Http(Box::new(e)))?,
             fence: Fence::default(),
             images: Images::default(),
             models: Arc::new(models),
@@ -305,7 +311,12 @@ impl Backend for DockerBackend {
 
     async fn metrics(&self, ids: &[ResourceId]) -> Result<Vec<(ResourceId, Metrics)>> {
         let found = observe::inspect(&self.0.client, &self.0.options.owner, ids).await?;
-        self.0.sampler.metrics(&self.0.client, found).await
+        let about = self.0.engine.about(&self.0.client).await?;
+        let node = Node {
+            cpu: about.info.cpu(),
+            memory: about.info.memory(),
+        };
+        self.0.sampler.metrics(&self.0.client, node, found).await
     }
 }
 

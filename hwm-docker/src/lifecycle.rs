@@ -9,13 +9,13 @@ use bollard::query_parameters::{
     StopContainerOptionsBuilder,
 };
 use futures_util::TryFutureExt;
-use hwm_core::accelerator::DeviceGrant;
 use hwm_core::backend::{BackendError, BackendErrorKind, Call, Result, StopOptions, Workload};
 use hwm_core::config::Config;
+use hwm_core::device::DeviceGrant;
 use hwm_core::id::ResourceId;
 
 use crate::Inner;
-use crate::client::{CHANGE_DEADLINE, Fault, READ_DEADLINE, within};
+use crate::client::{Fault, within};
 use crate::fence::superseded;
 use crate::image;
 use crate::live::{self, Change};
@@ -44,7 +44,7 @@ impl Inner {
         let body = self.body(call, workload, &image).await?;
         let (inner, generation, what) = (Arc::clone(self), call.generation, doing.clone());
         self.fence
-            .through_gate(id, CHANGE_DEADLINE, &doing, async move {
+            .through_gate(id, self.client.change_limit(), &doing, async move {
                 inner.fence.pass(id, generation, &what)?;
                 inner.make(id, body, &what).await
             })
@@ -75,7 +75,7 @@ impl Inner {
         }
         let (inner, generation, what) = (Arc::clone(self), call.generation, doing.clone());
         self.fence
-            .through_gate(id, CHANGE_DEADLINE, &doing, async move {
+            .through_gate(id, self.client.change_limit(), &doing, async move {
                 inner.fence.pass(id, generation, &what)?;
                 inner.bring_up(id, found, step, body, limits, &what).await
             })
@@ -133,14 +133,14 @@ impl Inner {
         if options.force || grace.is_zero() {
             let kill = KillContainerOptionsBuilder::default().signal("SIGKILL").build();
             let kill = async { Ok(docker.kill_container(&container.id, Some(kill)).await?) };
-            let killed = within(CHANGE_DEADLINE, &doing, ended_is_fine(kill)).await;
+            let killed = self.client.change(&doing, ended_is_fine(kill)).await;
             if container.activity() == Activity::Paused {
                 // Engines differ in whether a frozen container can be killed; thawed, the signal arrives.
                 self.unpause(&container, &doing).await?;
                 if killed.is_err() {
                     let kill = KillContainerOptionsBuilder::default().signal("SIGKILL").build();
                     let kill = async { Ok(docker.kill_container(&container.id, Some(kill)).await?) };
-                    within(CHANGE_DEADLINE, &doing, ended_is_fine(kill)).await?;
+                    self.client.change(&doing, ended_is_fine(kill)).await?;
                 }
             } else {
                 killed?;
@@ -179,10 +179,10 @@ impl Inner {
         self.fence.pass(id, call.generation, &doing)?;
         let (inner, what) = (Arc::clone(self), doing.clone());
         self.fence
-            .through_gate(id, CHANGE_DEADLINE, &doing, async move {
+            .through_gate(id, self.client.change_limit(), &doing, async move {
                 loop {
                     let ids = ids_of(&inner.client, &inner.options.owner, id);
-                    let ids = within(READ_DEADLINE, &what, ids).await?;
+                    let ids = inner.client.look(&what, ids).await?;
                     if ids.is_empty() {
                         return Ok(());
                     }
@@ -208,7 +208,7 @@ impl Inner {
         let limits = Limits::of(&workload.config);
         let (inner, what) = (Arc::clone(self), doing.clone());
         self.fence
-            .through_gate(id, CHANGE_DEADLINE, &doing, async move {
+            .through_gate(id, self.client.change_limit(), &doing, async move {
                 within(
                     OUTCOME_DEADLINE,
                     &what,
@@ -221,7 +221,11 @@ impl Inner {
 
     /// The resource's container. Something else under its name is a conflict.
     async fn ours(&self, id: ResourceId, doing: &str) -> Result<Option<Container>> {
-        match within(READ_DEADLINE, doing, find(&self.client, &self.options.owner, id)).await? {
+        match self
+            .client
+            .look(doing, find(&self.client, &self.options.owner, id))
+            .await?
+        {
             Found::Ours(container) => Ok(Some(*container)),
             Found::Nothing => Ok(None),
             Found::Foreign => Err(foreign(id, doing)),
@@ -230,7 +234,11 @@ impl Inner {
 
     /// The resource's container. Something else under its name is none of our business.
     async fn mine(&self, id: ResourceId, doing: &str) -> Result<Option<Container>> {
-        match within(READ_DEADLINE, doing, find(&self.client, &self.options.owner, id)).await? {
+        match self
+            .client
+            .look(doing, find(&self.client, &self.options.owner, id))
+            .await?
+        {
             Found::Ours(container) => Ok(Some(*container)),
             Found::Nothing | Found::Foreign => Ok(None),
         }
@@ -249,7 +257,7 @@ impl Inner {
 
     async fn unpause(&self, container: &Container, doing: &str) -> Result<()> {
         let thaw = async { Ok(self.client.docker().unpause_container(&container.id).await?) };
-        within(CHANGE_DEADLINE, doing, ended_is_fine(thaw)).await
+        self.client.change(doing, ended_is_fine(thaw)).await
     }
 
     /// Creates the container; one of ours that is there already will do.

@@ -13,7 +13,7 @@ use serde::Deserialize;
 use tokio::io::AsyncBufReadExt;
 use tokio_util::io::StreamReader;
 
-use crate::client::{Client, Fault, READ_DEADLINE, within};
+use crate::client::{Client, Fault};
 use crate::logs;
 use crate::spec::{GENERATION, OWNER, PORT, RESOURCE, SPEC, container_name};
 
@@ -45,6 +45,7 @@ struct State {
     status: Option<String>,
     running: Option<bool>,
     paused: Option<bool>,
+    pid: Option<u32>,
     #[serde(rename = "OOMKilled")]
     oom_killed: Option<bool>,
     exit_code: Option<i64>,
@@ -150,6 +151,11 @@ impl Container {
         let ip = binding.host_ip.as_deref();
         let ip = ip.filter(|ip| !matches!(*ip, "" | "0.0.0.0" | "::"));
         Some((ip, binding.host_port.as_deref().filter(|p| !p.is_empty())?))
+    }
+
+    /// Its first process, as this machine sees it.
+    pub(crate) fn pid(&self) -> Option<u32> {
+        self.state.pid.filter(|pid| *pid > 0)
     }
 
     pub(crate) fn uses_host_network(&self) -> bool {
@@ -378,12 +384,10 @@ pub(crate) async fn inspect(
 ) -> Result<Vec<(ResourceId, Container)>> {
     let looks = ids.iter().copied().map(|id| async move {
         let doing = format!("looking at container {}", container_name(id));
-        Ok(
-            match within(READ_DEADLINE, &doing, find(client, owner, id)).await? {
-                Found::Ours(container) => Some((id, *container)),
-                Found::Nothing | Found::Foreign => None,
-            },
-        )
+        Ok(match client.look(&doing, find(client, owner, id)).await? {
+            Found::Ours(container) => Some((id, *container)),
+            Found::Nothing | Found::Foreign => None,
+        })
     });
     collect(looks).await
 }
@@ -391,12 +395,14 @@ pub(crate) async fn inspect(
 /// Everything that carries the owner's label, one container per resource.
 pub(crate) async fn owned(client: &Client, owner: &str) -> Result<Vec<(ResourceId, Container)>> {
     let doing = "listing containers";
-    let listed = within(READ_DEADLINE, doing, list(client, &[format!("{OWNER}={owner}")])).await?;
+    let listed = client
+        .look(doing, list(client, &[format!("{OWNER}={owner}")]))
+        .await?;
     let looks = listed.into_iter().filter_map(|listed| {
         let id: ResourceId = listed.labels?.get(RESOURCE)?.parse().ok()?;
         Some(async move {
             let look = container(client, &listed.id);
-            Ok(within(READ_DEADLINE, doing, look).await?.map(|c| (id, c)))
+            Ok(client.look(doing, look).await?.map(|c| (id, c)))
         })
     });
     let mut all = collect(looks).await?;
@@ -448,12 +454,12 @@ pub(crate) async fn events(client: &Client, owner: &str) -> Result<Stream<Backen
     let filters = serde_json::json!({ "type": ["container"], "label": [format!("{OWNER}={owner}")] });
     let filters = filters.to_string();
     let options = [("filters", filters.as_str())];
-    let answer = within(
-        READ_DEADLINE,
-        "listening to the engine's events",
-        client.open("/events", &options),
-    )
-    .await?;
+    let answer = client
+        .look(
+            "listening to the engine's events",
+            client.open("/events", &options),
+        )
+        .await?;
     let body = answer
         .into_body()
         .into_data_stream()

@@ -13,9 +13,9 @@ use bollard::models::{
     ContainerCreateBody, DeviceRequest, HostConfig, HostConfigLogConfig, Mount, MountType, PortBinding,
     RestartPolicy, RestartPolicyNameEnum,
 };
-use hwm_core::accelerator::Attachment;
 use hwm_core::backend::{BackendError, BackendErrorKind, Result, Workload};
 use hwm_core::config::{Config, NetworkMode, Protocol};
+use hwm_core::device::Attachment;
 use hwm_core::id::ResourceId;
 use sha2::{Digest, Sha256};
 
@@ -357,7 +357,7 @@ fn device_requests(plan: &Plan<'_>) -> Result<Option<Vec<DeviceRequest>>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use hwm_core::accelerator::DeviceGrant;
+    use hwm_core::device::DeviceGrant;
     use hwm_core::id::GpuUuid;
     use hwm_core::ledger;
     use proptest::prelude::*;

@@ -1,8 +1,8 @@
 //! What containers use.
 //!
-//! An engine samples a container once a second while someone asks, and lets the second asker within
-//! that second wait. So a sample is kept for a little longer than that, and rates are those between the
-//! last two samples: the first answer about a container has none.
+//! The engine samples once a second and lets whoever asks in between wait, so where the engine is on
+//! this machine the kernel is asked instead. Rates are those between a reading that was kept and the
+//! present one; where there is none to compare with, a second one is taken a moment later.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -12,18 +12,22 @@ use futures_util::stream::{self, StreamExt};
 use hwm_core::backend::Result;
 use hwm_core::id::ResourceId;
 use hwm_core::metrics::{CpuMetrics, MemoryMetrics, Metrics, NetworkMetrics};
-use hwm_core::units::Cores;
+use hwm_core::units::{Bytes, Cores};
 use serde::Deserialize;
 
-use crate::client::{Client, READ_DEADLINE, within};
+use crate::cgroup::{Kernel, Reading};
+use crate::client::Client;
 use crate::observe::Container;
 
-/// How old a sample may be before another is taken.
-const FRESH: Duration = Duration::from_millis(1200);
-/// How long the samples of a container are kept that nobody asks for.
-const MEMORY: Duration = Duration::from_secs(600);
-const TOGETHER: usize = 32;
+/// The least time between two readings from which a rate is told.
+const MOMENT: Duration = Duration::from_millis(100);
+/// How old a kept reading gets before the present one takes its place.
+const WINDOW: Duration = Duration::from_secs(1);
+/// How long the reading of a container is kept that nobody asks for.
+const MEMORY: Duration = Duration::from_secs(300);
+const TOGETHER: usize = 64;
 
+/// `/containers/ID/stats`, as far as it matters here.
 #[derive(Debug, Clone, Deserialize, Default)]
 #[serde(default)]
 struct Stats {
@@ -36,13 +40,12 @@ struct Stats {
 #[serde(default)]
 struct Cpu {
     cpu_usage: CpuUsage,
-    online_cpus: Option<u32>,
 }
 
 #[derive(Debug, Clone, Deserialize, Default)]
 #[serde(default)]
 struct CpuUsage {
-    /// Nanoseconds of CPU since the start.
+    /// Nanoseconds since the start.
     total_usage: Option<u64>,
 }
 
@@ -50,7 +53,6 @@ struct CpuUsage {
 #[serde(default)]
 struct Memory {
     usage: Option<u64>,
-    limit: Option<u64>,
     stats: Option<BTreeMap<String, serde_json::Value>>,
 }
 
@@ -61,116 +63,157 @@ struct Network {
     tx_bytes: Option<u64>,
 }
 
-/// One look at a container.
-#[derive(Debug, Clone)]
+impl Stats {
+    fn reading(&self) -> Reading {
+        let memory = &self.memory_stats;
+        let stat = |name| memory.stats.as_ref()?.get(name)?.as_u64();
+        // The first is of control groups v1, the second of v2.
+        let cache = stat("total_inactive_file")
+            .or_else(|| stat("inactive_file"))
+            .unwrap_or(0);
+        let sum = |of: fn(&Network) -> Option<u64>| {
+            let networks = self.networks.as_ref().filter(|n| !n.is_empty())?;
+            let mut all = networks.values();
+            all.try_fold(0u64, |sum, network| Some(sum.saturating_add(of(network)?)))
+        };
+        Reading {
+            cpu: self.cpu_stats.cpu_usage.total_usage,
+            memory: memory.usage.map(|usage| usage.saturating_sub(cache)),
+            rx: sum(|n| n.rx_bytes),
+            tx: sum(|n| n.tx_bytes),
+        }
+    }
+}
+
+/// A reading and when it was taken.
+#[derive(Debug, Clone, Copy)]
 struct Sample {
     at: Instant,
-    stats: Stats,
+    reading: Reading,
 }
 
-#[derive(Default)]
-struct Samples {
-    last: Option<Sample>,
-    /// The one before.
-    previous: Option<Sample>,
+/// What a container without limits may use.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Node {
+    pub(crate) cpu: Option<Cores>,
+    pub(crate) memory: Option<Bytes>,
 }
 
-/// The last samples of containers, by container id.
+/// Reads figures, and keeps a reading per container to compare with.
 #[derive(Default)]
 pub(crate) struct Sampler {
-    kept: Mutex<HashMap<String, Kept>>,
+    kernel: Arc<Kernel>,
+    kept: Mutex<HashMap<String, Sample>>,
 }
-
-/// When a container was asked for last, and its samples.
-type Kept = (Instant, Arc<tokio::sync::Mutex<Samples>>);
 
 impl Sampler {
     /// What these containers use; those that do not run are left out.
     pub(crate) async fn metrics(
         &self,
         client: &Client,
+        node: Node,
         containers: Vec<(ResourceId, Container)>,
     ) -> Result<Vec<(ResourceId, Metrics)>> {
         let looks = containers
             .into_iter()
             .filter(|(_, c)| c.is_up())
             .map(|(id, container)| async move {
-                Ok(self.look(client, &container).await?.map(|metrics| (id, metrics)))
+                let metrics = self.look(client, node, &container).await?;
+                Ok(metrics.map(|metrics| (id, metrics)))
             });
         let found: Vec<Result<_>> = stream::iter(looks).buffer_unordered(TOGETHER).collect().await;
         found.into_iter().filter_map(Result::transpose).collect()
     }
 
-    async fn look(&self, client: &Client, container: &Container) -> Result<Option<Metrics>> {
-        let kept = self.kept(&container.id);
-        let mut samples = kept.lock().await;
-        if samples.last.as_ref().is_none_or(|s| s.at.elapsed() >= FRESH) {
-            let path = format!("/containers/{}/stats", container.id);
-            let ask = async {
-                match client
-                    .get::<Stats>(&path, &[("stream", "false"), ("one-shot", "true")])
-                    .await
-                {
-                    Ok(stats) => Ok(Some(stats)),
-                    // It may have ended meanwhile.
-                    Err(fault) if fault.is_absent() || fault.has_status(409) => Ok(None),
-                    Err(fault) => Err(fault),
-                }
-            };
-            let Some(stats) = within(READ_DEADLINE, "reading a container's figures", ask).await? else {
+    async fn look(&self, client: &Client, node: Node, container: &Container) -> Result<Option<Metrics>> {
+        let local = client.endpoint().is_local();
+        let Some(mut last) = self.sample(client, container, local).await? else {
+            return Ok(None);
+        };
+        let mut before = self.kept(&container.id);
+        let comparable = |before: &Sample, last: &Sample| {
+            last.at.saturating_duration_since(before.at) >= MOMENT && last.reading.cpu >= before.reading.cpu
+        };
+        if local && !before.is_some_and(|before| comparable(&before, &last)) {
+            tokio::time::sleep(MOMENT).await;
+            let Some(again) = self.sample(client, container, local).await? else {
                 return Ok(None);
             };
-            let sample = Sample {
-                at: Instant::now(),
-                stats,
-            };
-            samples.previous = samples.last.replace(sample);
+            before = Some(std::mem::replace(&mut last, again));
         }
-        let limit = container.host_config.nano_cpus.filter(|n| *n > 0);
-        let cores = limit.and_then(|n| u64::try_from(n).ok()).map(Cores);
-        let last = samples.last.as_ref();
-        Ok(last.map(|last| figures(samples.previous.as_ref(), last, cores)))
+        self.keep(&container.id, last);
+        Ok(Some(figures(before.as_ref(), &last, node, container)))
     }
 
-    fn kept(&self, container: &str) -> Arc<tokio::sync::Mutex<Samples>> {
+    async fn sample(&self, client: &Client, container: &Container, local: bool) -> Result<Option<Sample>> {
+        if local && let Some(pid) = container.pid() {
+            let (kernel, id) = (Arc::clone(&self.kernel), container.id.clone());
+            // What the kernel knows is in memory: it does not block.
+            if let Some(mut reading) = kernel.read(pid, &id) {
+                if container.uses_host_network() {
+                    (reading.rx, reading.tx) = (None, None);
+                }
+                return Ok(Some(Sample {
+                    at: Instant::now(),
+                    reading,
+                }));
+            }
+        }
+        let path = format!("/containers/{}/stats", container.id);
+        let ask = async {
+            match client
+                .get::<Stats>(&path, &[("stream", "false"), ("one-shot", "true")])
+                .await
+            {
+                Ok(stats) => Ok(Some(stats)),
+                // It may have ended meanwhile.
+                Err(fault) if fault.is_absent() || fault.has_status(409) => Ok(None),
+                Err(fault) => Err(fault),
+            }
+        };
+        let stats = client.look("reading a container's figures", ask).await?;
+        Ok(stats.map(|stats| Sample {
+            at: Instant::now(),
+            reading: stats.reading(),
+        }))
+    }
+
+    fn kept(&self, container: &str) -> Option<Sample> {
+        let kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        kept.get(container).copied()
+    }
+
+    fn keep(&self, container: &str, sample: Sample) {
         let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
-        kept.retain(|_, (at, _)| at.elapsed() < MEMORY);
-        let entry = kept
-            .entry(container.to_owned())
-            .or_insert_with(|| (Instant::now(), Arc::default()));
-        entry.0 = Instant::now();
-        Arc::clone(&entry.1)
+        kept.retain(|_, sample| sample.at.elapsed() < MEMORY);
+        let entry = kept.entry(container.to_owned()).or_insert(sample);
+        if entry.at.elapsed() >= WINDOW {
+            *entry = sample;
+        }
     }
 }
 
-fn figures(previous: Option<&Sample>, last: &Sample, limit: Option<Cores>) -> Metrics {
-    let stats = &last.stats;
-    let cores = limit.or(stats.cpu_stats.online_cpus.filter(|n| *n > 0).map(Cores::whole));
-    let used = previous.and_then(|p| cores_used(p, last));
-    let memory = &stats.memory_stats;
-    let used_memory = memory.usage.map(|usage| usage.saturating_sub(cache(memory)));
-    let total_memory = memory.limit.filter(|l| *l > 0);
-    let sum = |of: fn(&Network) -> Option<u64>| {
-        let networks = stats.networks.as_ref().filter(|n| !n.is_empty())?;
-        networks
-            .values()
-            .try_fold(0u64, |sum, network| Some(sum.saturating_add(of(network)?)))
-    };
+fn figures(before: Option<&Sample>, last: &Sample, node: Node, container: &Container) -> Metrics {
+    let limit = |of: Option<i64>| of.and_then(|l| u64::try_from(l).ok()).filter(|l| *l > 0);
+    let cores = limit(container.host_config.nano_cpus).map(Cores).or(node.cpu);
+    let total = limit(container.host_config.memory).or(node.memory.map(|m| m.0));
+    let used = before.and_then(|before| cores_used(before, last));
+    let memory = last.reading.memory;
     Metrics {
         cpu: CpuMetrics {
             cores,
             usage_percent: used.zip(cores).map(|(used, cores)| percent(used, cores.as_f64())),
         },
         memory: MemoryMetrics {
-            total_mb: total_memory.map(|b| b >> 20),
-            used_mb: used_memory.map(|b| b >> 20),
-            usage_percent: used_memory
-                .zip(total_memory)
+            total_mb: total.map(|b| b >> 20),
+            used_mb: memory.map(|b| b >> 20),
+            usage_percent: memory
+                .zip(total)
                 .map(|(used, total)| percent(used as f64, total as f64)),
         },
         network: NetworkMetrics {
-            rx_bytes: sum(|n| n.rx_bytes),
-            tx_bytes: sum(|n| n.tx_bytes),
+            rx_bytes: last.reading.rx,
+            tx_bytes: last.reading.tx,
         },
         ..Metrics::default()
     }
@@ -183,45 +226,44 @@ fn percent(part: f64, whole: f64) -> f64 {
 
 /// CPU time over time between two samples of one run.
 fn cores_used(before: &Sample, after: &Sample) -> Option<f64> {
-    let of = |s: &Sample| s.stats.cpu_stats.cpu_usage.total_usage;
     // Less than before: it was started anew.
-    let used = of(after)?.checked_sub(of(before)?)?;
+    let used = after.reading.cpu?.checked_sub(before.reading.cpu?)?;
     let elapsed = after.at.checked_duration_since(before.at)?.as_nanos();
     (elapsed > 0).then(|| used as f64 / elapsed as f64)
-}
-
-/// What the kernel would give back: `total_inactive_file` in cgroups v1, `inactive_file` in v2.
-fn cache(memory: &Memory) -> u64 {
-    let stat = |name| memory.stats.as_ref()?.get(name)?.as_u64();
-    stat("total_inactive_file")
-        .or_else(|| stat("inactive_file"))
-        .unwrap_or(0)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn sample(at: Instant, json: serde_json::Value) -> Sample {
+    fn container(limits: serde_json::Value) -> Container {
+        serde_json::from_value(serde_json::json!({"Id": "abc", "State": {}, "HostConfig": limits})).unwrap()
+    }
+
+    fn sample(at: Instant, cpu: u64) -> Sample {
+        let stats: Stats = serde_json::from_value(serde_json::json!({
+            "cpu_stats": {"cpu_usage": {"total_usage": cpu}, "throttling_data": null},
+            "memory_stats": {"usage": 300 << 20, "limit": 400 << 20, "stats": {"total_inactive_file": 100 << 20}},
+            "networks": {"eth0": {"rx_bytes": 5, "tx_bytes": 7}, "eth1": {"rx_bytes": 1, "tx_bytes": 1}},
+        }))
+        .unwrap();
         Sample {
             at,
-            stats: serde_json::from_value(json).unwrap(),
+            reading: stats.reading(),
         }
     }
 
     #[test]
     fn use_is_of_the_limit_and_memory_is_without_cache() {
         let now = Instant::now();
-        let stats = |cpu: u64| {
-            serde_json::json!({
-                "cpu_stats": {"cpu_usage": {"total_usage": cpu}, "online_cpus": 8, "throttling_data": null},
-                "memory_stats": {"usage": 300 << 20, "limit": 400 << 20, "stats": {"total_inactive_file": 100 << 20}},
-                "networks": {"eth0": {"rx_bytes": 5, "tx_bytes": 7}, "eth1": {"rx_bytes": 1, "tx_bytes": 1}},
-            })
+        let first = sample(now, 1_000_000_000);
+        let second = sample(now + Duration::from_secs(2), 2_000_000_000);
+        let node = Node {
+            cpu: Some(Cores::whole(8)),
+            memory: Some(Bytes::from_mb(800)),
         };
-        let first = sample(now, stats(1_000_000_000));
-        let second = sample(now + Duration::from_secs(2), stats(2_000_000_000));
-        let metrics = figures(Some(&first), &second, Some(Cores::whole(2)));
+        let limited = container(serde_json::json!({"NanoCpus": 2_000_000_000, "Memory": 400 << 20}));
+        let metrics = figures(Some(&first), &second, node, &limited);
         assert_eq!(metrics.cpu.usage_percent, Some(25.0));
         assert_eq!(metrics.cpu.cores, Some(Cores::whole(2)));
         assert_eq!(metrics.memory.used_mb, Some(200));
@@ -231,17 +273,23 @@ mod tests {
             (Some(6), Some(8))
         );
         assert_eq!(metrics.disk.used_gb, None);
-        assert_eq!(figures(None, &second, None).cpu.usage_percent, None);
-        assert_eq!(figures(None, &second, None).cpu.cores, Some(Cores::whole(8)));
-        assert_eq!(figures(Some(&second), &first, None).cpu.usage_percent, None);
+        let free = container(serde_json::json!({"NanoCpus": 0, "Memory": 0}));
+        assert_eq!(figures(None, &second, node, &free).cpu.usage_percent, None);
+        assert_eq!(
+            figures(None, &second, node, &free).cpu.cores,
+            Some(Cores::whole(8))
+        );
+        assert_eq!(figures(None, &second, node, &free).memory.total_mb, Some(800));
+        assert_eq!(
+            figures(Some(&second), &first, node, &free).cpu.usage_percent,
+            None
+        );
     }
 
     #[test]
     fn what_is_missing_is_none() {
-        let empty = sample(
-            Instant::now(),
-            serde_json::json!({"networks": null, "memory_stats": {}}),
-        );
-        assert_eq!(figures(None, &empty, None), Metrics::default());
+        let stats: Stats =
+            serde_json::from_value(serde_json::json!({"networks": null, "memory_stats": {}})).unwrap();
+        assert_eq!(stats.reading(), Reading::default());
     }
 }

@@ -10,6 +10,9 @@ use crate::lab::*;
 /// Tests that remove images from the engine take turns.
 static TURN: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
 
+/// A report of progress.
+type Told = (String, Option<u8>);
+
 async fn forget(image: &str) {
     let options = RemoveImageOptionsBuilder::default().force(true).build();
     // It may not be there.
@@ -39,7 +42,7 @@ async fn a_private_image_is_pulled_with_progress_once_for_many() {
     let password = variable("HWM_TEST_REGISTRY_PASSWORD");
     forget(&image).await;
     forget("hwm-test/layers:1").await;
-    let told: Arc<Mutex<Vec<(String, Option<u8>)>>> = Arc::default();
+    let told: Arc<Mutex<Vec<Told>>> = Arc::default();
     let creates = (0..6).map(|_| {
         let told = Arc::clone(&told);
         let call = Call {

@@ -122,7 +122,7 @@ async fn a_changed_config_is_applied_at_the_next_start_and_not_before() {
     let after = lab.seen(workload.id).await;
     assert_ne!(after.runtime_id, before);
     assert_eq!(after.generation, Some(2));
-    lab.gone(workload.id).await;
+    lab.backend.remove(&call_of(3), workload.id).await.unwrap();
 }
 
 #[tokio::test]

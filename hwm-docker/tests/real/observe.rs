@@ -132,7 +132,8 @@ async fn figures_come_quickly_and_move() {
     assert!(
         first
             .iter()
-            .all(|(_, m)| m.cpu.usage_percent.is_none() && m.memory.used_mb.is_some())
+            .all(|(_, m)| m.cpu.usage_percent.is_some() && m.memory.used_mb.is_some()),
+        "{first:?}"
     );
     tokio::time::sleep(Duration::from_secs(2)).await;
     let begun = Instant::now();
