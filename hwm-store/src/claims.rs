@@ -122,19 +122,30 @@ impl Changes {
         // What is given back goes first: a key may have a new holder.
         for ((node, key, holder), (_, after)) in differing() {
             if after.is_none() {
-                let delete = "DELETE FROM claims WHERE node = ?1 AND key = ?2 AND holder = ?3";
-                let slot = params![node.as_str(), key.to_string(), holder.as_u128().to_be_bytes()];
+                let delete = "DELETE FROM claims WHERE node = ?1 AND key = ?2 AND share = ?3 AND holder = ?4";
+                let id = holder.as_u128().to_be_bytes();
+                let slot = params![node.as_str(), key.to_string(), share(key, &id), id];
                 db.prepare_cached(delete)?.execute(slot)?;
             }
         }
-        for ((node, key, holder), (_, after)) in differing() {
-            if let Some(amount) = after {
-                let write = "INSERT INTO claims VALUES (?1, ?2, ?3, ?4) \
-                             ON CONFLICT (node, key, holder) DO UPDATE SET amount = excluded.amount";
-                let holder = holder.as_u128().to_be_bytes();
-                let row = params![node.as_str(), key.to_string(), holder, amount.cast_signed()];
-                db.prepare_cached(write)?.execute(row)?;
-            }
+        for ((node, key, holder), (before, after)) in differing() {
+            let Some(amount) = after else { continue };
+            // A key that has another holder after all is refused by the table.
+            let write = match before {
+                None => "INSERT INTO claims (node, key, share, holder, amount) VALUES (?1, ?2, ?3, ?4, ?5)",
+                Some(_) => {
+                    "UPDATE claims SET amount = ?5 WHERE node = ?1 AND key = ?2 AND share = ?3 AND holder = ?4"
+                }
+            };
+            let id = holder.as_u128().to_be_bytes();
+            let row = params![
+                node.as_str(),
+                key.to_string(),
+                share(key, &id),
+                id,
+                amount.cast_signed()
+            ];
+            db.prepare_cached(write)?.execute(row)?;
         }
         for ((node, pool), used) in &self.pools {
             let write =
@@ -146,14 +157,20 @@ impl Changes {
     }
 }
 
+/// What tells the holders of a key apart: nothing where there is one.
+fn share<'a>(key: &ClaimKey, holder: &'a [u8; 16]) -> &'a [u8] {
+    if key.pool().is_some() { holder } else { &[] }
+}
+
 fn holder_of(row: &Row<'_>) -> rusqlite::Result<ResourceId> {
     row.get(0)
         .map(|bytes| ResourceId::from_u128(u128::from_be_bytes(bytes)))
 }
 
 fn amount_in(db: &Connection, (node, key, holder): &Slot) -> rusqlite::Result<Option<u64>> {
-    let select = "SELECT amount FROM claims WHERE node = ?1 AND key = ?2 AND holder = ?3";
-    let slot = params![node.as_str(), key.to_string(), holder.as_u128().to_be_bytes()];
+    let select = "SELECT amount FROM claims WHERE node = ?1 AND key = ?2 AND share = ?3 AND holder = ?4";
+    let id = holder.as_u128().to_be_bytes();
+    let slot = params![node.as_str(), key.to_string(), share(key, &id), id];
     let amount: Option<i64> = db
         .prepare_cached(select)?
         .query_row(slot, |row| row.get(0))
@@ -241,7 +258,7 @@ fn from_key(
     wanted: impl Fn(&str) -> bool,
 ) -> Result<Vec<Claim>> {
     let doing = "reading the claims of a node";
-    let select = "SELECT key, holder, amount FROM claims WHERE node = ?1 AND key >= ?2 ORDER BY key, holder";
+    let select = "SELECT key, holder, amount FROM claims WHERE node = ?1 AND key >= ?2 ORDER BY key, share";
     let mut select = db.prepare_cached(select).map_err(failed(doing))?;
     let mut rows = select.query([node.as_str(), first]).map_err(failed(doing))?;
     let mut found = Vec::new();

@@ -125,8 +125,11 @@ pub(crate) fn scope_names(owner: &Owner) -> [Option<String>; 5] {
     } = owner;
     let name = |kind: &str, ids: &[&String]| {
         let complete = ids.iter().all(|id| !id.is_empty());
-        // As JSON, so that no two lists of ids are spelled the same.
-        complete.then(|| serde_json::json!([kind, ids]).to_string())
+        complete.then(|| {
+            // With their lengths, so that no two lists of ids are spelled the same.
+            let parts = ids.iter().map(|id| format!("/{}:{id}", id.len()));
+            std::iter::once(kind.to_owned()).chain(parts).collect()
+        })
     };
     [
         name("org", &[org_id]),

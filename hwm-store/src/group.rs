@@ -28,7 +28,7 @@ type Result<T, E = StoreError> = std::result::Result<T, E>;
 #[derive(Debug, Default)]
 pub(crate) struct Known {
     nodes: HashMap<String, i64>,
-    scopes: HashMap<String, i64>,
+    scopes: HashMap<Owner, ScopeNumbers>,
 }
 
 impl Known {
@@ -311,23 +311,18 @@ impl<'a> Group<'a> {
     }
 
     fn scopes(&mut self, owner: &Owner) -> rusqlite::Result<ScopeNumbers> {
+        if let Some(numbers) = self.known.scopes.get(owner) {
+            return Ok(*numbers);
+        }
         let mut numbers = [None; 5];
         for (number, name) in numbers.iter_mut().zip(scope_names(owner)) {
             let Some(name) = name else { continue };
-            *number = Some(match self.known.scopes.get(&name) {
-                Some(id) => *id,
-                None => {
-                    let mut insert = self
-                        .db
-                        .prepare_cached("INSERT OR IGNORE INTO scopes (name) VALUES (?1)")?;
-                    insert.execute([&name])?;
-                    let mut select = self.db.prepare_cached("SELECT id FROM scopes WHERE name = ?1")?;
-                    let id = select.query_row([&name], |row| row.get(0))?;
-                    self.known.scopes.insert(name, id);
-                    id
-                }
-            });
+            let insert = "INSERT INTO scopes (name) VALUES (?1) ON CONFLICT DO NOTHING";
+            self.db.prepare_cached(insert)?.execute([&name])?;
+            let mut select = self.db.prepare_cached("SELECT id FROM scopes WHERE name = ?1")?;
+            *number = Some(select.query_row([&name], |row| row.get(0))?);
         }
+        self.known.scopes.insert(owner.clone(), numbers);
         Ok(numbers)
     }
 }

@@ -46,7 +46,7 @@ fn find(
     let mut values: Vec<Value> = Vec::new();
     let has_trigrams = needle.chars().nth(2).is_some() && !needle.contains('\0');
     let source = if has_trigrams {
-        values.push(Value::Text(format!("\"{}\"", needle.replace('"', "\"\""))));
+        values.push(Value::Text(all_trigrams(needle)));
         "search CROSS JOIN records ON records.seq = search.rowid WHERE search MATCH ? AND"
     } else {
         "records WHERE"
@@ -105,7 +105,18 @@ fn find(
     Ok(found)
 }
 
-/// The index may say yes where a text has characters that it passes over.
+/// What has the trigrams of a text may have the text; more than a few tell nothing new.
+fn all_trigrams(needle: &str) -> String {
+    const MOST: usize = 24;
+    let characters: Vec<char> = needle.chars().collect();
+    let quoted = |trigram: &[char]| {
+        let trigram: String = trigram.iter().collect();
+        format!("\"{}\"", trigram.replace('"', "\"\""))
+    };
+    let trigrams: Vec<String> = characters.windows(3).take(MOST).map(quoted).collect();
+    trigrams.join(" AND ")
+}
+
 fn has(name: Option<&str>, description: Option<&str>, needle: &str) -> bool {
     [name, description]
         .into_iter()

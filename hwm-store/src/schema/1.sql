@@ -61,24 +61,26 @@ CREATE INDEX records_agent_updated ON records (of_agent, bucket, updated_at, id)
 CREATE INDEX records_agent_name ON records (of_agent, bucket, name, id) WHERE of_agent IS NOT NULL;
 CREATE INDEX records_agent_status ON records (of_agent, bucket, id) WHERE of_agent IS NOT NULL;
 
--- Names and descriptions, folded, by seq.
+-- The trigrams of names and descriptions, folded, by seq. It tells where a text may be, not that it is.
 CREATE VIRTUAL TABLE search USING fts5 (
     name,
     description,
     content = '',
     contentless_delete = 1,
+    detail = none,
     tokenize = 'trigram case_sensitive 1'
 );
 
+-- A share is the holder for a pool, which many hold, and empty for a key that has one holder.
 CREATE TABLE claims (
     node TEXT NOT NULL,
     key TEXT NOT NULL,
+    share BLOB NOT NULL,
     holder BLOB NOT NULL,
     amount INTEGER NOT NULL,
-    PRIMARY KEY (node, key, holder)
+    PRIMARY KEY (node, key, share)
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX claims_holder ON claims (holder);
-CREATE UNIQUE INDEX claims_one_holder ON claims (node, key) WHERE key NOT IN ('cpu', 'ram', 'disk');
 
 CREATE TABLE pools (
     node TEXT NOT NULL,

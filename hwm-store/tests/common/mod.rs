@@ -13,10 +13,10 @@ use hwm_core::secret::Secret;
 use hwm_core::units::Timestamp;
 
 /// Numbers that a seed repeats (splitmix64).
-pub struct Random(pub u64);
+pub(crate) struct Random(pub(crate) u64);
 
 impl Random {
-    pub fn below(&mut self, bound: u64) -> u64 {
+    pub(crate) fn below(&mut self, bound: u64) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -26,7 +26,7 @@ impl Random {
 }
 
 /// A queued container with a secret, `canary-` and its number.
-pub fn record(n: u64) -> Record {
+pub(crate) fn record(n: u64) -> Record {
     let at = Timestamp::from_millis(1_790_000_000_000 + n as i64);
     Record {
         id: ResourceId::from_u128(u128::from(n)),
