@@ -397,7 +397,12 @@ pub const fn observe(phase: Phase, desired: Desired, seen: Seen) -> Reaction {
             Seen::Ended { clean: false } => Becomes(Phase::Error),
             Seen::Absent | Seen::Created | Seen::WentDownWithHost => BringUp,
         },
-        Phase::Queued | Phase::Stopped | Phase::Failed => match seen {
+        // Nothing of it was to be left: a daemon went on alone with what was given up.
+        Phase::Queued => match seen {
+            Seen::Absent => Keep,
+            Seen::Created | Seen::Up | Seen::Ended { .. } | Seen::WentDownWithHost => Remove,
+        },
+        Phase::Stopped | Phase::Failed => match seen {
             Seen::Up => TakeDown,
             Seen::Absent | Seen::Created | Seen::Ended { .. } | Seen::WentDownWithHost => Keep,
         },

@@ -25,12 +25,10 @@ impl Core {
         request: CreateRequest,
         asking: Asking<'_>,
     ) -> Result<Accepted> {
-        if let Some(accepted) = self
-            .recalled(asking.options.idempotency.as_ref(), asking.principal)
-            .await?
-        {
-            return Ok(accepted);
-        }
+        self.once(asking, self.try_create(request, asking)).await
+    }
+
+    async fn try_create(self: &Arc<Self>, request: CreateRequest, asking: Asking<'_>) -> Result<Accepted> {
         let slot = self.slot_for(request.config.resource_type())?.clone();
         self.require_here(&request)?;
         slot.require_ready().await?;
@@ -74,14 +72,6 @@ impl Core {
                     },
                 ) if attempt < RETRIES && plan.was_chosen() => {
                     tracing::debug!(%error, "another was faster; choosing again");
-                }
-                Err(CommitError::Remembered) => {
-                    if let Some(accepted) = self
-                        .recalled(asking.options.idempotency.as_ref(), asking.principal)
-                        .await?
-                    {
-                        return Ok(accepted);
-                    }
                 }
                 Err(error) => return Err(self.explain(error, asking.principal).await),
             }

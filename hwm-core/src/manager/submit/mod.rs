@@ -3,6 +3,7 @@
 mod create;
 mod update;
 
+use std::future::Future;
 use std::sync::Arc;
 
 use serde_json::Value;
@@ -21,6 +22,7 @@ use crate::snapshot::Snapshot;
 use crate::store::{CommitError, Remembered, StoreError};
 
 /// Who asks, and on what terms.
+#[derive(Clone, Copy)]
 pub(super) struct Asking<'a> {
     pub(super) principal: &'a Principal,
     pub(super) options: &'a RequestOptions,
@@ -92,12 +94,37 @@ impl Core {
         snapshot: Option<Snapshot>,
         asking: Asking<'_>,
     ) -> Result<Accepted> {
-        if let Some(accepted) = self
-            .recalled(asking.options.idempotency.as_ref(), asking.principal)
-            .await?
-        {
+        self.once(asking, self.try_act(id, action, arguments, snapshot, asking))
+            .await
+    }
+
+    /// Carries out a request, unless the same one was accepted before, or while this one failed for it.
+    async fn once(
+        &self,
+        asking: Asking<'_>,
+        attempt: impl Future<Output = Result<Accepted>> + Send,
+    ) -> Result<Accepted> {
+        let idempotency = asking.options.idempotency.as_ref();
+        if let Some(accepted) = self.recalled(idempotency, asking.principal).await? {
             return Ok(accepted);
         }
+        match attempt.await {
+            Ok(accepted) => Ok(accepted),
+            Err(error) => match self.recalled(idempotency, asking.principal).await? {
+                Some(accepted) => Ok(accepted),
+                None => Err(error),
+            },
+        }
+    }
+
+    async fn try_act(
+        self: &Arc<Self>,
+        id: ResourceId,
+        action: Action,
+        arguments: Arguments,
+        snapshot: Option<Snapshot>,
+        asking: Asking<'_>,
+    ) -> Result<Accepted> {
         let record = self.existing(id).await?;
         let slot = self.slot_of(&record)?;
         slot.require_ready().await?;
@@ -134,10 +161,6 @@ impl Core {
             }
             Ok(None) => Err(Error::resource_not_found(id)),
             Err(Refusal::Error(error)) => Err(error),
-            Err(Refusal::Commit(CommitError::Remembered)) => self
-                .recalled(asking.options.idempotency.as_ref(), asking.principal)
-                .await?
-                .ok_or(Error::IdempotencyMismatch),
             Err(Refusal::Commit(error)) => Err(self.explain(error, asking.principal).await),
         }
     }
@@ -168,11 +191,8 @@ impl Core {
                         continue;
                     }
                 }
-                phase = if operation.action == Action::Create {
-                    Phase::Queued
-                } else {
-                    Phase::Stopped
-                };
+                // It may be too late to give it up: whatever it comes to is brought down.
+                phase = operation.action.phase_during(phase);
             } else if overtakes && operation.status == OperationStatus::Pending && action == Action::Delete {
                 end(operation, OperationStatus::Cancelled, now);
                 operation.progress.message = format!("overtaken by {action}");

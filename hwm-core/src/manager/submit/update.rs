@@ -29,12 +29,15 @@ impl Core {
         body: &Value,
         asking: Asking<'_>,
     ) -> Result<Accepted> {
-        if let Some(accepted) = self
-            .recalled(asking.options.idempotency.as_ref(), asking.principal)
-            .await?
-        {
-            return Ok(accepted);
-        }
+        self.once(asking, self.try_update(id, body, asking)).await
+    }
+
+    async fn try_update(
+        self: &Arc<Self>,
+        id: ResourceId,
+        body: &Value,
+        asking: Asking<'_>,
+    ) -> Result<Accepted> {
         let mut attempt = 0;
         loop {
             attempt += 1;
