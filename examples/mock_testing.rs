@@ -6,6 +6,7 @@
 //! ```text
 //! cargo test --example mock_testing
 //! ```
+#![expect(clippy::print_stdout, reason = "it is for people")]
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -3,6 +3,7 @@
 //! ```text
 //! cargo run --example quickstart
 //! ```
+#![expect(clippy::print_stdout, reason = "it is for people")]
 
 use std::error::Error;
 use std::sync::Arc;

@@ -108,6 +108,15 @@ pub(crate) struct Serve {
     /// The bridge that machines are on
     #[arg(long, env = "HWM_BRIDGE", default_value = "br0")]
     pub(crate) bridge: String,
+    /// The bridge of a VLAN, where there is one per VLAN [default: {bridge}.{vlan}]
+    #[arg(long, env = "HWM_VLAN_BRIDGE", value_name = "PATTERN")]
+    pub(crate) vlan_bridge: Option<String>,
+    /// Where libvirt keeps images and disks [default: /var/lib/libvirt/images/hwm]
+    #[arg(long, env = "HWM_POOL_PATH", value_name = "DIR")]
+    pub(crate) pool_path: Option<String>,
+    /// Let a guest that takes no other (Windows) read its password in clear text until it has booted
+    #[arg(long, env = "HWM_CLEAR_PASSWORD", action = ArgAction::SetTrue, value_parser = FalseyValueParser::new())]
+    pub(crate) clear_password: bool,
     /// A folder under which containers may mount folders (repeatable) [default: DATA_DIR/volumes]
     #[arg(
         long = "volume-root",

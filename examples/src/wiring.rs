@@ -1,5 +1,9 @@
 //! Which backends and GPUs, and why.
 
+mod containers;
+mod gpus;
+mod machines;
+
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,15 +14,11 @@ use hwm_core::env::SystemEnvironment;
 use hwm_core::id::NodeId;
 use hwm_core::testing::sim::{Sim, SimOptions, parse_cards};
 use hwm_core::validate::Rules;
-use hwm_docker::{DockerBackend, DockerOptions};
 
 use crate::datadir::DataDir;
 use crate::demo;
 use crate::failure::Failure;
 use crate::flags::{Containers, Gpus, Machines, Serve};
-
-/// How long `auto` waits for something real to answer.
-const ANSWER_TIME: Duration = Duration::from_secs(3);
 
 /// What the manager is given.
 pub(crate) struct Wiring {
@@ -31,7 +31,7 @@ pub(crate) struct Wiring {
 /// Chooses, and says in one line each what was taken and why.
 pub(crate) async fn choose(flags: &Serve, data: &DataDir, node: &NodeId) -> Result<Wiring, Failure> {
     let (containers, machines, gpus) = wanted(flags)?;
-    let rules = rules(flags, data)?;
+    let mut rules = rules(flags, data)?;
 
     let cards = match &gpus {
         Gpus::Sim(cards) => cards.clone(),
@@ -48,10 +48,11 @@ pub(crate) async fn choose(flags: &Serve, data: &DataDir, node: &NodeId) -> Resu
         Sim::new(Arc::new(SystemEnvironment), options)
     });
 
+    let place = Place { flags, data, node };
     let mut backends = Vec::new();
-    backends.extend(choose_containers(containers, flags, data, node, &rules, sim.as_ref()).await?);
-    backends.extend(choose_machines(machines, sim.as_ref())?);
-    let accelerators = choose_gpus(&gpus, sim.as_ref())?;
+    backends.extend(containers::choose(containers, &place, &rules, sim.as_ref()).await?);
+    backends.extend(machines::choose(machines, &place, &mut rules, sim.as_ref()).await?);
+    let accelerators = gpus::choose(&gpus, &place, sim.as_ref()).await?;
     if simulates {
         tracing::warn!("SIMULATING: nothing that is shown as simulated exists on this host or anywhere");
     }
@@ -61,6 +62,13 @@ pub(crate) async fn choose(flags: &Serve, data: &DataDir, node: &NodeId) -> Resu
         rules,
         sim,
     })
+}
+
+/// What every choice depends on.
+struct Place<'a> {
+    flags: &'a Serve,
+    data: &'a DataDir,
+    node: &'a NodeId,
 }
 
 /// What is asked for, the demo's wishes included.
@@ -116,127 +124,51 @@ fn rules(flags: &Serve, data: &DataDir) -> Result<Rules, Failure> {
     Ok(rules)
 }
 
-async fn choose_containers(
-    wanted: Containers,
-    flags: &Serve,
-    data: &DataDir,
-    node: &NodeId,
-    rules: &Rules,
-    sim: Option<&Sim>,
-) -> Result<Option<Arc<dyn Backend>>, Failure> {
-    let host = flags.docker_host.clone().filter(|host| !host.is_empty());
-    let place = host.as_deref().unwrap_or("the local socket").to_owned();
-    let docker = || -> Result<Arc<dyn Backend>, Failure> {
-        let options = DockerOptions {
-            host: host.clone(),
-            volume_roots: rules.volume_roots.clone(),
-            model_roots: rules.model_roots.clone(),
-            model_sources: rules.model_sources.clone(),
-            allow_host_network: rules.host_network,
-            advertise: flags.advertise.clone(),
-            ..DockerOptions::new(node.as_str(), data.path())
-        };
-        let backend = DockerBackend::new(options).map_err(|source| Failure::Backend {
-            what: "the container engine",
-            source: Box::new(source),
-        })?;
-        Ok(Arc::new(backend))
-    };
-    match wanted {
-        Containers::None => {
-            tracing::info!("containers: none, as asked");
-            Ok(None)
-        }
-        Containers::Sim => {
-            tracing::warn!("containers: SIMULATED, as asked; no container is really run");
-            Ok(sim.map(Sim::containers))
-        }
-        Containers::Docker => {
-            tracing::info!("containers: docker, as asked");
-            docker().map(Some)
-        }
-        Containers::Auto => {
-            let backend = docker()?;
-            match answer(&*backend).await {
-                Ok(version) => {
-                    data.note(USED_DOCKER)?;
-                    tracing::info!("containers: docker {version}, because it answers");
-                    Ok(Some(backend))
-                }
-                Err(reason) if data.is_noted(USED_DOCKER) => {
-                    tracing::warn!(
-                        "containers: docker, because it was used here before, though it does not answer at {place} ({reason})"
-                    );
-                    Ok(Some(backend))
-                }
-                Err(reason) => {
-                    tracing::info!(
-                        "containers: none, because docker does not answer at {place} ({reason}); start it, name it \
-                         with --docker-host, or try --containers sim"
-                    );
-                    Ok(None)
-                }
-            }
-        }
-    }
-}
-
-/// The name of the note that `auto` took docker once: a host that boots may start it after us.
-const USED_DOCKER: &str = "used-docker";
-
 /// The version of a backend that answers, or why it does not.
-async fn answer(backend: &dyn Backend) -> Result<String, String> {
-    match tokio::time::timeout(ANSWER_TIME, backend.probe()).await {
+async fn answer(backend: &dyn Backend, limit: Duration) -> Result<String, String> {
+    match tokio::time::timeout(limit, backend.probe()).await {
         Ok(Ok(report)) => Ok(report.version),
         Ok(Err(error)) => Err(error.to_string()),
-        Err(_) => Err(format!("it does not answer within {} s", ANSWER_TIME.as_secs())),
+        Err(_) => Err(format!("no answer within {} s", limit.as_secs())),
     }
 }
 
-fn choose_machines(wanted: Machines, sim: Option<&Sim>) -> Result<Option<Arc<dyn Backend>>, Failure> {
-    match wanted {
-        Machines::None => {
-            tracing::info!("machines: none, as asked");
-            Ok(None)
+/// What `auto` makes of a real backend. One that was used on this data directory before is taken even when
+/// it does not answer: on a host that boots it may start after us.
+async fn take_what_answers(
+    backend: Arc<dyn Backend>,
+    place: &Place<'_>,
+    what: &Candidate<'_>,
+) -> Result<Option<Arc<dyn Backend>>, Failure> {
+    let Candidate { kind, name, at, .. } = what;
+    let note = format!("used-{name}");
+    match answer(&*backend, what.patience).await {
+        Ok(version) => {
+            place.data.note(&note)?;
+            tracing::info!("{kind}: {name} {version}, because it answers");
+            Ok(Some(backend))
         }
-        Machines::Sim => {
-            tracing::warn!("machines: SIMULATED, as asked; no machine is really run");
-            Ok(sim.map(Sim::machines))
-        }
-        Machines::Libvirt => Err(Failure::Choice {
-            what: "this server was built without libvirt: build it with --features libvirt".to_owned(),
-        }),
-        Machines::Auto => {
-            tracing::info!(
-                "machines: none, because this server was built without libvirt; build it with \
-                 --features libvirt, or try --machines sim"
-            );
-            Ok(None)
-        }
-    }
-}
-
-fn choose_gpus(wanted: &Gpus, sim: Option<&Sim>) -> Result<Option<Arc<dyn Accelerators>>, Failure> {
-    match wanted {
-        Gpus::None => {
-            tracing::info!("gpus: none, as asked");
-            Ok(None)
-        }
-        Gpus::Sim(cards) => {
+        Err(reason) if place.data.is_noted(&note) => {
             tracing::warn!(
-                "gpus: {} SIMULATED, as asked; no GPU is really there",
-                cards.len()
+                "{kind}: {name}, because it was used here before, though it does not answer at {at} ({reason})"
             );
-            Ok(sim.map(Sim::accelerators))
+            Ok(Some(backend))
         }
-        Gpus::Nvml => Err(Failure::Choice {
-            what: "this server was built without NVML".to_owned(),
-        }),
-        Gpus::Auto => {
-            tracing::info!("gpus: none, because this server was built without NVML");
+        Err(reason) => {
+            let advice = what.advice;
+            tracing::info!("{kind}: none, because {name} does not answer at {at} ({reason}); {advice}");
             Ok(None)
         }
     }
+}
+
+/// A real backend that `auto` looks at.
+struct Candidate<'a> {
+    kind: &'a str,
+    name: &'a str,
+    at: &'a str,
+    patience: Duration,
+    advice: &'a str,
 }
 
 /// The host's name, for people.

@@ -1,4 +1,5 @@
 //! The server as a program, on simulated backends: its flags, its lock, its tokens, its end.
+#![allow(clippy::unwrap_used, reason = "what a test cannot go on without ends it")]
 
 mod common;
 

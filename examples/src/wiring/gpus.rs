@@ -1,0 +1,67 @@
+//! The node's GPUs.
+
+use std::sync::Arc;
+
+use hwm_core::accelerator::Accelerators;
+use hwm_core::testing::sim::Sim;
+use hwm_gpu::{NvmlAccelerators, Options};
+
+use super::Place;
+use crate::failure::Failure;
+use crate::flags::Gpus;
+
+/// Chooses, and says what was taken and why.
+pub(super) async fn choose(
+    wanted: &Gpus,
+    place: &Place<'_>,
+    sim: Option<&Sim>,
+) -> Result<Option<Arc<dyn Accelerators>>, Failure> {
+    match wanted {
+        Gpus::None => {
+            tracing::info!("gpus: none, as asked");
+            Ok(None)
+        }
+        Gpus::Sim(cards) => {
+            tracing::warn!(
+                "gpus: {} SIMULATED, as asked; no GPU is really there",
+                cards.len()
+            );
+            Ok(sim.map(Sim::accelerators))
+        }
+        Gpus::Nvml => {
+            tracing::info!("gpus: nvml, as asked");
+            Ok(Some(Arc::new(nvml(place).await?)))
+        }
+        Gpus::Auto => {
+            let gpus = nvml(place).await?;
+            let inventory = gpus.inventory();
+            match (inventory.cards.len(), inventory.reason) {
+                (cards, None) => {
+                    tracing::info!("gpus: nvml with {cards} cards, because it answers");
+                    Ok(Some(Arc::new(gpus)))
+                }
+                // All of them may be passed through to machines: the kernel knows them.
+                (cards @ 1.., Some(reason)) => {
+                    tracing::warn!(
+                        "gpus: {cards} cards that the kernel knows, though NVML is away ({reason})"
+                    );
+                    Ok(Some(Arc::new(gpus)))
+                }
+                (0, Some(reason)) => {
+                    tracing::info!("gpus: none, because NVML is away ({reason}); try --gpus sim:a100-40gb");
+                    Ok(None)
+                }
+            }
+        }
+    }
+}
+
+async fn nvml(place: &Place<'_>) -> Result<NvmlAccelerators, Failure> {
+    let options = Options::new(place.data.join("gpus"));
+    NvmlAccelerators::open(options)
+        .await
+        .map_err(|source| Failure::Backend {
+            what: "NVML",
+            source: Box::new(source),
+        })
+}

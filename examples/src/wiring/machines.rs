@@ -1,0 +1,118 @@
+//! What runs virtual machines.
+
+use std::sync::Arc;
+
+use hwm_core::backend::Backend;
+use hwm_core::testing::sim::Sim;
+use hwm_core::validate::Rules;
+
+use super::Place;
+use crate::failure::Failure;
+use crate::flags::Machines;
+
+/// Chooses, and says what was taken and why. A catalogue of images becomes what `rules` allows.
+pub(super) async fn choose(
+    wanted: Machines,
+    place: &Place<'_>,
+    rules: &mut Rules,
+    sim: Option<&Sim>,
+) -> Result<Option<Arc<dyn Backend>>, Failure> {
+    match wanted {
+        Machines::None => {
+            tracing::info!("machines: none, as asked");
+            Ok(None)
+        }
+        Machines::Sim => {
+            tracing::warn!("machines: SIMULATED, as asked; no machine is really run");
+            Ok(sim.map(Sim::machines))
+        }
+        Machines::Libvirt => real::asked(place, rules).map(Some),
+        Machines::Auto => real::auto(place, rules).await,
+    }
+}
+
+#[cfg(feature = "libvirt")]
+mod real {
+    use std::time::Duration;
+
+    use hwm_libvirt::{ClearPassword, DomainType, Libvirt, LibvirtOptions};
+
+    use super::super::{Candidate, take_what_answers};
+    use super::{Arc, Backend, Failure, Place, Rules};
+    use crate::flags;
+
+    pub(super) fn asked(place: &Place<'_>, rules: &mut Rules) -> Result<Arc<dyn Backend>, Failure> {
+        tracing::info!("machines: libvirt at {}, as asked", place.flags.libvirt_uri);
+        libvirt(place, rules)
+    }
+
+    pub(super) async fn auto(
+        place: &Place<'_>,
+        rules: &mut Rules,
+    ) -> Result<Option<Arc<dyn Backend>>, Failure> {
+        let candidate = Candidate {
+            kind: "machines",
+            name: "libvirt",
+            at: &place.flags.libvirt_uri,
+            // It proves whether KVM works before it answers.
+            patience: Duration::from_secs(15),
+            advice: "start it, name it with --libvirt-uri, or try --machines sim",
+        };
+        take_what_answers(libvirt(place, rules)?, place, &candidate).await
+    }
+
+    fn libvirt(place: &Place<'_>, rules: &mut Rules) -> Result<Arc<dyn Backend>, Failure> {
+        let flags = place.flags;
+        let mut options = LibvirtOptions {
+            uri: flags.libvirt_uri.clone(),
+            bridge: flags.bridge.clone(),
+            image_catalog: flags.image_catalog.clone(),
+            cache_dir: place.data.folder("image-cache")?,
+            domain_type: match flags.domain_type {
+                flags::DomainType::Auto => DomainType::Auto,
+                flags::DomainType::Kvm => DomainType::Kvm,
+                flags::DomainType::Qemu => DomainType::Qemu,
+            },
+            ..LibvirtOptions::new(place.node.as_str())
+        };
+        if let Some(pattern) = &flags.vlan_bridge {
+            options.vlan_bridge.clone_from(pattern);
+        }
+        if let Some(path) = &flags.pool_path {
+            options.pool_path.clone_from(path);
+        }
+        if flags.clear_password {
+            options.clear_password = ClearPassword::EraseAfterBoot;
+        }
+        let backend = Libvirt::new(options).map_err(|source| Failure::Backend {
+            what: "libvirt",
+            source: Box::new(source),
+        })?;
+        rules.os_images = backend
+            .catalog()
+            .images()
+            .iter()
+            .map(|i| i.name.as_str().to_owned())
+            .collect();
+        Ok(Arc::new(backend))
+    }
+}
+
+#[cfg(not(feature = "libvirt"))]
+mod real {
+    use super::{Arc, Backend, Failure, Place, Rules};
+
+    pub(super) fn asked(_: &Place<'_>, _: &mut Rules) -> Result<Arc<dyn Backend>, Failure> {
+        Err(Failure::Choice {
+            what: "this server was built without libvirt: build it with --features libvirt".to_owned(),
+        })
+    }
+
+    pub(super) async fn auto(_: &Place<'_>, _: &mut Rules) -> Result<Option<Arc<dyn Backend>>, Failure> {
+        tracing::info!(
+            "machines: none, because this server was built without libvirt; build it with --features libvirt, \
+             or try --machines sim"
+        );
+        Ok(None)
+    }
+}
