@@ -140,6 +140,7 @@ pub struct Resource {
     /// What the client wants.
     pub config: Config,
     /// What runs; null until deployed.
+    #[cfg_attr(feature = "openapi", schema(required = true))]
     pub runtime: Option<Runtime>,
     /// Whom it belongs to.
     pub owner: Owner,

@@ -3,6 +3,8 @@
 use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
 use utoipa::{Modify, OpenApi};
 
+use hwm_core::event::Event;
+
 use crate::error::{ErrorBody, ErrorCode};
 
 #[derive(OpenApi)]
@@ -13,7 +15,7 @@ use crate::error::{ErrorBody, ErrorCode};
             Every request but `/health`, `/ready` and this documentation needs a bearer token.",
         license(name = "MIT OR Apache-2.0", identifier = "MIT OR Apache-2.0")
     ),
-    components(schemas(ErrorBody, ErrorCode)),
+    components(schemas(ErrorBody, ErrorCode, Event)),
     security(("bearer" = [])),
     modifiers(&Bearer),
     tags(

@@ -29,14 +29,15 @@ pub enum Registry {
 pub struct RegistryAuth {
     /// The user name.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(min_length = 1, max_length = 256))]
     pub username: Option<String>,
     /// The password; write-only.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[cfg_attr(feature = "openapi", schema(value_type = Option<String>))]
+    #[cfg_attr(feature = "openapi", schema(value_type = Option<String>, min_length = 1, max_length = 16_384))]
     pub password: Option<Secret>,
     /// A token in place of a password; write-only.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[cfg_attr(feature = "openapi", schema(value_type = Option<String>))]
+    #[cfg_attr(feature = "openapi", schema(value_type = Option<String>, min_length = 1, max_length = 16_384))]
     pub token: Option<Secret>,
 }
 
@@ -68,9 +69,11 @@ impl Protocol {
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct PortRequest {
     /// The port inside, 1..65535.
+    #[cfg_attr(feature = "openapi", schema(minimum = 1, maximum = 65_535))]
     pub container_port: u16,
     /// The port on the node, 1..65535; the node chooses when absent.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(minimum = 1, maximum = 65_535))]
     pub host_port: Option<u16>,
     /// TCP or UDP.
     #[serde(default)]
@@ -83,8 +86,16 @@ pub struct PortRequest {
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Volume {
     /// Absolute path on the host, under a volume root.
+    #[cfg_attr(
+        feature = "openapi",
+        schema(min_length = 1, max_length = 4095, pattern = "^/")
+    )]
     pub host_path: String,
     /// Absolute path in the container.
+    #[cfg_attr(
+        feature = "openapi",
+        schema(min_length = 1, max_length = 4095, pattern = "^/")
+    )]
     pub container_path: String,
     /// Whether the container may only read it.
     #[serde(default)]
@@ -141,9 +152,11 @@ pub struct ContainerConfig {
     /// Where the image comes from.
     pub registry: Registry,
     /// The image without tag.
+    #[cfg_attr(feature = "openapi", schema(min_length = 1, max_length = 700))]
     pub image_name: String,
     /// A tag, or a digest `sha256:…`.
     #[serde(default = "latest")]
+    #[cfg_attr(feature = "openapi", schema(min_length = 1, max_length = 128))]
     pub image_tag: String,
     /// Credentials for the registry.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -153,11 +166,11 @@ pub struct ContainerConfig {
     pub container_ports: Vec<PortRequest>,
     /// CPU limit in cores.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[cfg_attr(feature = "openapi", schema(value_type = Option<f64>))]
+    #[cfg_attr(feature = "openapi", schema(value_type = Option<f64>, minimum = 0.001, maximum = 4096))]
     pub cpu_cores: Option<Cores>,
     /// Memory limit in GB.
     #[serde(default, with = "gb::option", skip_serializing_if = "Option::is_none")]
-    #[cfg_attr(feature = "openapi", schema(value_type = Option<f64>))]
+    #[cfg_attr(feature = "openapi", schema(value_type = Option<f64>, minimum = 0.001, maximum = 65_536))]
     pub ram_limit: Option<Bytes>,
     /// GPUs by name.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -185,6 +198,7 @@ pub struct ContainerConfig {
     pub args: Option<Vec<String>>,
     /// Size of /dev/shm in MB.
     #[serde(rename = "shmSizeMB", skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(minimum = 1, maximum = 67_108_864))]
     pub shm_size_mb: Option<u32>,
     /// What happens when it ends by itself.
     #[serde(default)]
@@ -201,12 +215,16 @@ fn latest() -> String {
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct InferenceConfig {
     /// The client's name of the model.
+    #[cfg_attr(feature = "openapi", schema(min_length = 1, max_length = 253))]
     pub model_id: String,
     /// Where the model is: a path, `file://`, `http(s)://` or `s3://`.
+    #[cfg_attr(feature = "openapi", schema(min_length = 1, max_length = 4096))]
     pub model_path: String,
     /// Full image reference.
+    #[cfg_attr(feature = "openapi", schema(min_length = 1, max_length = 700))]
     pub docker_image: String,
     /// The port that serves, inside.
+    #[cfg_attr(feature = "openapi", schema(minimum = 1, maximum = 65_535))]
     pub container_port: u16,
     /// GPUs by name.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -216,14 +234,15 @@ pub struct InferenceConfig {
     pub gpu_config: Option<ContainerGpuConfig>,
     /// GPU memory that the server should keep to, in MB; handed over as HWM_GPU_MEMORY_LIMIT_MB.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(minimum = 1, maximum = 16_777_216))]
     pub gpu_memory_limit: Option<u64>,
     /// CPU limit in cores.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[cfg_attr(feature = "openapi", schema(value_type = Option<f64>))]
+    #[cfg_attr(feature = "openapi", schema(value_type = Option<f64>, minimum = 0.001, maximum = 4096))]
     pub cpu_cores: Option<Cores>,
     /// Memory limit in GB.
     #[serde(default, with = "gb::option", skip_serializing_if = "Option::is_none")]
-    #[cfg_attr(feature = "openapi", schema(value_type = Option<f64>))]
+    #[cfg_attr(feature = "openapi", schema(value_type = Option<f64>, minimum = 0.001, maximum = 65_536))]
     pub ram_limit: Option<Bytes>,
     /// Environment variables.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
@@ -236,6 +255,7 @@ pub struct InferenceConfig {
     pub args: Option<Vec<String>>,
     /// Size of /dev/shm in MB.
     #[serde(rename = "shmSizeMB", skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(minimum = 1, maximum = 67_108_864))]
     pub shm_size_mb: Option<u32>,
     /// What happens when it ends by itself.
     #[serde(default)]
@@ -248,12 +268,18 @@ pub struct InferenceConfig {
     pub registry_auth: Option<RegistryAuth>,
     /// What must answer 2xx.
     #[serde(default = "health_path")]
+    #[cfg_attr(
+        feature = "openapi",
+        schema(min_length = 1, max_length = 4096, pattern = "^/")
+    )]
     pub health_check_path: String,
     /// Seconds between two checks.
     #[serde(default = "health_interval")]
+    #[cfg_attr(feature = "openapi", schema(minimum = 1, maximum = 3600))]
     pub health_check_interval_seconds: u32,
     /// Seconds after the start within which the first 2xx must come.
     #[serde(default = "health_deadline")]
+    #[cfg_attr(feature = "openapi", schema(minimum = 1, maximum = 86_400))]
     pub health_check_deadline_seconds: u32,
 }
 

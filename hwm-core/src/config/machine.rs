@@ -14,16 +14,18 @@ use crate::units::{Bytes, mb};
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct MachineConfig {
     /// A name in the image catalogue, for example `debian-12`.
+    #[cfg_attr(feature = "openapi", schema(min_length = 1, max_length = 253))]
     pub os_image: String,
     /// Virtual CPUs, 1..128.
+    #[cfg_attr(feature = "openapi", schema(minimum = 1, maximum = 128))]
     pub vcpus: u32,
     /// Memory in MB, at least 512.
     #[serde(rename = "ramMB", with = "mb")]
-    #[cfg_attr(feature = "openapi", schema(value_type = u64))]
+    #[cfg_attr(feature = "openapi", schema(value_type = u64, minimum = 512, maximum = 67_108_864))]
     pub ram: Bytes,
     /// Size of the disk in GB, at least 10.
     #[serde(rename = "diskGB", with = "whole_gb")]
-    #[cfg_attr(feature = "openapi", schema(value_type = u64))]
+    #[cfg_attr(feature = "openapi", schema(value_type = u64, minimum = 10, maximum = 1_048_576))]
     pub disk: Bytes,
     /// The GPUs that it wants.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -92,10 +94,11 @@ pub struct NetworkConfig {
     pub gateway: Option<Ipv4Addr>,
     /// The VLAN, 1..4094; untagged when absent.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(minimum = 1, maximum = 4094))]
     pub vlan_id: Option<u16>,
     /// Name servers.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[cfg_attr(feature = "openapi", schema(value_type = Vec<String>))]
+    #[cfg_attr(feature = "openapi", schema(value_type = Vec<String>, max_items = 8))]
     pub dns: Vec<Ipv4Addr>,
 }
 
@@ -106,15 +109,24 @@ pub struct NetworkConfig {
 pub struct CloudInit {
     /// Host name, RFC 1123.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(
+        feature = "openapi",
+        schema(
+            min_length = 1,
+            max_length = 253,
+            pattern = r"^[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?$"
+        )
+    )]
     pub hostname: Option<String>,
     /// A public key in OpenSSH format.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ssh_public_key: Option<String>,
     /// The user; the image's usual one when absent.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(min_length = 1, max_length = 253))]
     pub username: Option<String>,
     /// The user's password; write-only.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[cfg_attr(feature = "openapi", schema(value_type = Option<String>))]
+    #[cfg_attr(feature = "openapi", schema(value_type = Option<String>, min_length = 1, max_length = 127))]
     pub password: Option<Secret>,
 }

@@ -171,6 +171,26 @@ pub struct LogList {
     pub logs: Vec<LogLine>,
 }
 
+/// An event of a stream (`text/event-stream`).
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct StreamEvent {
+    /// What the data is: `log`, `end` or `error` of a log; the type of an Event, or `reset`.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub event: String,
+    /// Where the stream is; to be sent back as Last-Event-ID.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub id: String,
+    /// JSON: a LogLine of a log, an Event of the node.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    #[schema(content_media_type = "application/json")]
+    pub data: String,
+    /// Milliseconds to wait before connecting again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    pub retry: Option<u64>,
+}
+
 /// The data of the last event of a log stream.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]

@@ -9,7 +9,7 @@ mod requests;
 pub use answers::{
     ActionAnswer, ActionWord, Answered, CommandOutput, ConsoleAnswer, DeletedAnswer, HealthAnswer, LogList,
     LogStreamEnd, NodeList, OperationList, Pagination, ReadyAnswer, ReadyWord, ResourceList, SnapshotAnswer,
-    SnapshotChanged, SnapshotList, Statistics, StatusCounts, TicketAnswer, TypeCounts,
+    SnapshotChanged, SnapshotList, Statistics, StatusCounts, StreamEvent, TicketAnswer, TypeCounts,
 };
 pub use requests::{
     Command, DesiredStatus, NewResource, NewSnapshot, NewTicket, ResourceChange, StopOptions,

@@ -4,11 +4,11 @@ use axum::extract::State;
 use axum::http::HeaderMap;
 use axum::response::Response;
 use hwm_core::config::ResourceType;
-use hwm_core::event::Event;
 use hwm_core::id::ResourceId;
 use hwm_core::manager::EventFilter;
 
 use super::ReadRefused;
+use crate::body::StreamEvent;
 use crate::error::ApiError;
 use crate::extract::{FromQuery, Query, QueryReader};
 use crate::sse;
@@ -60,7 +60,7 @@ impl FromQuery for EventParameters {
         ("Last-Event-ID" = Option<String>, Header, description = "Replays what came after this event")
     ),
     responses(
-        (status = 200, description = "Events; the data of each is an Event", body = Event,
+        (status = 200, description = "Events; the data of each is an Event", body = StreamEvent,
             content_type = "text/event-stream"),
         ReadRefused
     )

@@ -12,7 +12,7 @@ use hwm_core::units::Timestamp;
 
 use super::BackendReadRefused;
 use crate::auth::Caller;
-use crate::body::LogList;
+use crate::body::{LogList, StreamEvent};
 use crate::error::ApiError;
 use crate::extract::{FromQuery, Id, Query, QueryReader};
 use crate::sse::{self, LogPosition};
@@ -109,7 +109,7 @@ impl Form {
     responses(
         (status = 200, description = "The lines, oldest first", content(
             (LogList = "application/json"),
-            (String = "text/event-stream"),
+            (StreamEvent = "text/event-stream"),
             (String = "text/plain")
         )),
         BackendReadRefused
