@@ -119,6 +119,24 @@ fn one(schema: &Map<String, Value>, keyword: &str, rule: &Value, value: &Value) 
                 .as_str()
                 .is_none_or(|s| s.chars().count() as u64 <= rule.as_u64().unwrap()),
         ),
+        "maxItems" => need(
+            value
+                .as_array()
+                .is_none_or(|a| a.len() as u64 <= rule.as_u64().unwrap()),
+        ),
+        "pattern" => {
+            let Some(text) = value.as_str() else {
+                return Ok(());
+            };
+            let outer = |c: Option<char>| c.is_some_and(|c| c.is_ascii_alphanumeric());
+            need(match rule.as_str().unwrap() {
+                "^/" => text.starts_with('/'),
+                "^[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?$" => {
+                    outer(text.chars().next()) && outer(text.chars().last())
+                }
+                other => panic!("a pattern that is not checked: {other}"),
+            })
+        }
         "required" => {
             let Some(fields) = value.as_object() else {
                 return Ok(());
