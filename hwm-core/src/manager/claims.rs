@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::Core;
+use super::draft::Draft;
 use super::slot::Slot;
 use crate::accelerator::{Placement, PlacementRefusal};
 use crate::access::{Permission, Principal};
@@ -275,12 +276,14 @@ impl Core {
         tx.limits = self.limits();
     }
 
-    /// Gives back what only a resource that is up needs.
-    pub(super) fn release_running(&self, tx: &mut Transaction, id: ResourceId) {
-        let keys = vec![ClaimKey::Cpu, ClaimKey::Ram];
-        tx.release.push(Release {
-            holder: id,
-            keys: Some(keys),
+    /// Gives back CPU and memory, unless the resource is up or an operation that waits brings it up.
+    pub(super) fn release_running(&self, draft: &mut Draft) {
+        if draft.record.phase.takes_capacity() || draft.comes_up() {
+            return;
+        }
+        draft.tx.release.push(Release {
+            holder: draft.record.id,
+            keys: Some(vec![ClaimKey::Cpu, ClaimKey::Ram]),
         });
     }
 

@@ -267,9 +267,7 @@ impl Core {
                 if phase == Phase::Stopped && !restarts(record) {
                     record.desired = Desired::Stopped;
                 }
-                if !phase.takes_capacity() {
-                    self.release_running(&mut draft.tx, id);
-                }
+                self.release_running(draft);
                 Ok(Some(()))
             })
             .await

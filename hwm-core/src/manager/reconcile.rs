@@ -352,7 +352,7 @@ impl Core {
                 return Ok(None);
             }
             draft.quiet = true;
-            self.release_running(&mut draft.tx, seen.id);
+            self.release_running(draft);
             Ok(Some(()))
         })
         .await

@@ -22,29 +22,33 @@ impl Run<'_> {
         })
     }
 
-    /// Commits that a step begins, and answers the record as it then is.
+    /// Commits that a step begins, and answers the record as it then is; fails when the operation was ended
+    /// before it began.
     pub(super) async fn enter(&self, step: Step, message: &str) -> Result<Record, Fault> {
         self.core.progress().remove(&self.operation.id);
         let now = self.core.env.now();
         let action = self.operation.action;
-        let record = self
-            .amend(|draft| {
-                if let Some(operation) = draft.operation_mut(self.operation.id) {
-                    operation.status = OperationStatus::Running;
-                    operation.started_at = operation.started_at.or(Some(now));
-                    operation.progress = Progress {
-                        step,
-                        message: message.to_owned(),
-                        percent: None,
-                    };
-                }
+        let entered = self
+            .core
+            .amend::<_, Fault>(self.operation.resource, |draft| {
+                let Some(operation) = draft.operation_mut(self.operation.id) else {
+                    return Err(Fault::Overtaken);
+                };
+                operation.status = OperationStatus::Running;
+                operation.started_at = operation.started_at.or(Some(now));
+                operation.progress = Progress {
+                    step,
+                    message: message.to_owned(),
+                    percent: None,
+                };
                 if draft.record.phase != Phase::Deleting {
                     draft.record.phase = action.phase_during(draft.record.phase);
                 }
+                Ok(Some(()))
             })
             .await?;
-        match record {
-            Some(record) => Ok(record),
+        match entered {
+            Some(((), record)) => Ok(record),
             None => self.record().await,
         }
     }

@@ -108,9 +108,8 @@ impl Run<'_> {
                 }
                 if record.phase == Phase::Running && !record.restart_required() {
                     self.core.exact_shares(&mut draft.tx, record);
-                } else if !record.phase.takes_capacity() {
-                    self.core.release_running(&mut draft.tx, id);
                 }
+                self.core.release_running(draft);
             })
             .await?;
         if let Some(record) = record {
@@ -164,7 +163,7 @@ impl Run<'_> {
             if let Err(stuck) = self.undo(at).await {
                 let message = match stuck {
                     Fault::Failed { message, .. } | Fault::Away { message } => message,
-                    Fault::Store(error) => return Err(Fault::Store(error)),
+                    Fault::Store(_) | Fault::Overtaken => return Err(stuck),
                 };
                 let error = error.get_or_insert_with(|| OperationError {
                     code: "BACKEND_FAILED".into(),
@@ -270,7 +269,7 @@ impl Run<'_> {
         loop {
             match step().await {
                 Ok(()) => return Ok(()),
-                Err(Fault::Store(error)) => return Err(Fault::Store(error)),
+                Err(fault @ (Fault::Store(_) | Fault::Overtaken)) => return Err(fault),
                 Err(Fault::Away { .. }) => {
                     self.slot.wait_ready(LONGEST_PAUSE).await;
                     self.core.env.sleep(FIRST_CHECK).await;
@@ -295,8 +294,8 @@ impl Core {
         operation: &OperationRecord,
         error: Option<&OperationError>,
     ) {
+        let comes_up = draft.comes_up();
         let record = &mut draft.record;
-        let id = record.id;
         let phase = match (operation.action, error) {
             (Action::Create, None) => Phase::Queued,
             (Action::Start | Action::Restart, None) => Phase::Stopped,
@@ -311,7 +310,10 @@ impl Core {
         if record.phase != Phase::Deleting || operation.action == Action::Delete {
             record.phase = phase;
         }
-        if let (Phase::Queued | Phase::Stopped, Desired::Running) = (record.phase, record.desired) {
+        if matches!(record.phase, Phase::Queued | Phase::Stopped)
+            && record.desired == Desired::Running
+            && !comes_up
+        {
             record.desired = Desired::Stopped;
         }
         if let (Some(error), Phase::Failed) = (error, record.phase) {
@@ -319,8 +321,8 @@ impl Core {
         }
         // A stop or a removal that failed may have left it running: it keeps what it holds.
         let may_run = matches!(operation.action, Action::Stop | Action::Delete);
-        if !record.phase.takes_capacity() && !may_run {
-            self.release_running(&mut draft.tx, id);
+        if !may_run {
+            self.release_running(draft);
         }
     }
 }

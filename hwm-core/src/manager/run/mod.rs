@@ -35,6 +35,8 @@ pub(super) enum Fault {
     Away { message: String },
     /// The store failed; what to do is as it was before.
     Store(StoreError),
+    /// The operation was ended before it began: another overtook it, or it was cancelled.
+    Overtaken,
 }
 
 impl From<StoreError> for Fault {
@@ -101,6 +103,7 @@ impl Core {
         };
         match outcome {
             Ok(()) => Ok(()),
+            Err(Fault::Overtaken) => Ok(()),
             Err(Fault::Store(error)) => Err(error),
             Err(Fault::Failed { message, .. } | Fault::Away { message }) => {
                 Err(StoreError::new("ending an operation", message))
@@ -122,7 +125,7 @@ impl Run<'_> {
         };
         match outcome {
             Ok(outcome) => self.succeed(outcome).await,
-            Err(Fault::Store(error)) => Err(Fault::Store(error)),
+            Err(fault @ (Fault::Store(_) | Fault::Overtaken)) => Err(fault),
             Err(Fault::Failed { code, message }) => {
                 self.undo_and_end(Some(OperationError {
                     code: code.to_owned(),

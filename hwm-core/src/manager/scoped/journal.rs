@@ -9,7 +9,7 @@ use crate::access::{Permission, Visibility};
 use crate::backend::Stream;
 use crate::error::Error;
 use crate::id::{GpuUuid, NodeId, OperationId, ResourceId};
-use crate::lifecycle::{Action, Desired};
+use crate::lifecycle::{Desired, Phase};
 use crate::manager::api::{EventFilter, EventItem, Idempotency};
 use crate::manager::draft::end;
 use crate::manager::submit::remembered_key;
@@ -187,12 +187,11 @@ impl Core {
                         reason: format!("{} cannot be given up half-way", found.action),
                     });
                 }
-                let cancelled_create = found.action == Action::Create && found.status.is_final();
-                if cancelled_create {
-                    let holder = draft.record.id;
-                    self.release_running(&mut draft.tx, holder);
+                let phase = draft.record.phase;
+                if matches!(phase, Phase::Queued | Phase::Stopped) && !draft.comes_up() {
                     draft.record.desired = Desired::Stopped;
                 }
+                self.release_running(draft);
                 Ok(Some(()))
             })
             .await?;

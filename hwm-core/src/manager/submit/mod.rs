@@ -250,6 +250,8 @@ impl Core {
             Admission::Run | Admission::Refuse(_) => self.prepare(draft, action),
         }
         draft.operations.push(operation);
+        // What was overtaken before it began no longer needs what it claimed.
+        self.release_running(draft);
         Ok(queued)
     }
 
