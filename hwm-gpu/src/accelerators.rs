@@ -18,7 +18,7 @@ use hwm_core::ledger::Claim;
 use hwm_core::metrics::GpuMetrics;
 
 use crate::engine::Engine;
-use crate::node::Node;
+use crate::node::{Look, Node};
 use crate::options::Options;
 use crate::plan;
 use crate::slices::{self, Wanted};
@@ -29,8 +29,6 @@ pub struct NvmlAccelerators {
     worker: Worker,
     node: Arc<RwLock<Arc<Node>>>,
     patience: Duration,
-    // Held for as long as this lives: two would undo each other's slices.
-    _lock: File,
 }
 
 /// Why GPUs cannot be managed at all. A machine without NVML, a driver or a card is none of these.
@@ -72,6 +70,7 @@ impl NvmlAccelerators {
         };
         fs::create_dir_all(&options.state).map_err(failed)?;
         let lock = File::create(options.state.join("lock")).map_err(failed)?;
+        // Two daemons would undo each other's slices.
         match lock.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => return Err(OpenError::Locked { folder }),
@@ -80,12 +79,11 @@ impl NvmlAccelerators {
         let patience = options.patience;
         let node = Arc::new(RwLock::new(Arc::new(Node::default())));
         let engine = Engine::open(options, node.clone()).map_err(failed)?;
-        let worker = Worker::start(engine).map_err(OpenError::Thread)?;
+        let worker = Worker::start(engine, lock).map_err(OpenError::Thread)?;
         let this = Self {
             worker,
             node,
             patience,
-            _lock: lock,
         };
         if let Err(error) = this.refresh().await {
             tracing::warn!(%error, "the GPUs are not known yet");
@@ -105,6 +103,11 @@ impl NvmlAccelerators {
                 Ok(())
             })
             .await
+    }
+
+    /// How long the last look at everything took.
+    pub fn last_look(&self) -> Look {
+        self.picture().look
     }
 
     /// What the node's GPUs are joined by and driven by, for people: one line each.

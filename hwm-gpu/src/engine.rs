@@ -14,7 +14,7 @@ use tokio::sync::mpsc;
 
 use crate::geometry::{Occupancy, Slot};
 use crate::journal::{CardEntry, Entry, HandoverEntry, Journal, QuarantineEntry, SliceEntry, SliceStage};
-use crate::node::{self, CardState, InstanceState, MigMode, Node, Owner, VgpuRoute};
+use crate::node::{self, CardState, InstanceState, Look, MigMode, Node, Owner, VgpuRoute};
 use crate::nvml::ffi::Session;
 use crate::nvml::read::{self, Facts, SeenCard, SeenSlice};
 use crate::nvml::{ends_session, failed};
@@ -49,6 +49,8 @@ pub(crate) struct Engine {
     /// Cards that a machine is about to take, and until when that is waited for.
     pub(crate) yielding: BTreeMap<String, Instant>,
     pub(crate) boot: String,
+    /// How long the present look has asked NVML.
+    asked: Duration,
     /// The newest generation seen of a resource.
     generations: HashMap<ResourceId, u64>,
     pub(crate) shared: Arc<RwLock<Arc<Node>>>,
@@ -97,6 +99,7 @@ impl Engine {
             unreadable,
             yielding: BTreeMap::new(),
             boot,
+            asked: Duration::ZERO,
             generations,
             shared,
             listeners: Vec::new(),
@@ -189,13 +192,36 @@ impl Engine {
 
     /// Looks at everything again and publishes the picture.
     pub(crate) fn refresh(&mut self) {
+        let begun = Instant::now();
+        self.asked = Duration::ZERO;
         self.look();
+        if self.session.is_some() && self.is_behind() {
+            // A session knows the cards that there were when it was opened.
+            self.close();
+            self.look();
+        }
         self.settle_intents();
         self.publish();
+        let look = Look {
+            nvml: self.asked,
+            own: begun.elapsed().saturating_sub(self.asked),
+        };
+        if let Ok(mut shared) = self.shared.write() {
+            Arc::make_mut(&mut shared).look = look;
+        }
+    }
+
+    /// Whether the driver has a card that is known and that the session does not show.
+    fn is_behind(&self) -> bool {
+        let unseen = self.cards.values().filter(|c| !self.seen.contains_key(&c.uuid));
+        unseen
+            .filter_map(|c| self.host.function(&c.address))
+            .any(|f| f.driver.as_deref() == Some("nvidia"))
     }
 
     fn look(&mut self) {
         let had = self.session.is_some();
+        let begun = Instant::now();
         let opened = self.session().is_ok();
         let seen = match &self.session {
             Some(session) if opened => read::all(session.nvml(), &mut self.facts).map(Some),
@@ -206,6 +232,7 @@ impl Engine {
                 Ok(None)
             }
         };
+        self.asked += begun.elapsed();
         match seen {
             Ok(None) => {}
             Ok(Some(seen)) => {
@@ -286,6 +313,7 @@ impl Engine {
             cuda: self.cuda,
             iommu: self.host.has_iommu(),
             may_switch: self.options.switch_mig,
+            look: Look::default(),
         };
         let entries: Vec<CardEntry> = self.cards.values().cloned().collect();
         for entry in entries {

@@ -91,11 +91,15 @@ impl Engine {
             if known.owner != owner {
                 return Err(conflict(format!("{} has it", known.owner)));
             }
+            let functions = known.functions.into_iter().map(|(f, _)| f).collect();
             if function.as_ref().is_some_and(Function::on_vfio) {
-                return Ok(grant(
-                    &entry,
-                    known.functions.into_iter().map(|(f, _)| f).collect(),
-                ));
+                return Ok(grant(&entry, functions));
+            }
+            // Granted a moment ago and not taken yet: NVML is closed for it.
+            if self.yielding.contains_key(card) && self.session.is_none() {
+                self.is_let_go(&entry).map_err(conflict)?;
+                self.yielding.insert(card.to_owned(), Instant::now() + YIELD);
+                return Ok(grant(&entry, functions));
             }
         }
         if let Some(why) = self.no_passthrough(&entry, function.as_ref()) {
@@ -258,6 +262,10 @@ impl Engine {
             }
         }
         if handover.managed {
+            if self.seen(&handover.card).is_none() {
+                // A session knows the cards that there were when it was opened.
+                self.close();
+            }
             self.refresh();
             if self.seen(&handover.card).is_none() {
                 return Err("its driver has it, and NVML does not see it".to_owned());

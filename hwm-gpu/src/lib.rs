@@ -50,4 +50,5 @@ mod vgpu;
 mod worker;
 
 pub use accelerators::{NvmlAccelerators, OpenError};
+pub use node::Look;
 pub use options::{Adopt, HostRoots, Options};

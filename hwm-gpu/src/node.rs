@@ -1,12 +1,22 @@
 //! The cards of the node as they were seen last. Plans are made on this, and the inventory is told from it.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use hwm_core::accelerator::{Card, GpuHealth, Instance, Inventory};
 use hwm_core::id::{GpuUuid, ResourceId};
 use hwm_core::units::Bytes;
 
 use crate::geometry::{Geometry, Occupancy, Profile, Slot};
+
+/// How long a look at all cards took.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Look {
+    /// Asking NVML.
+    pub nvml: Duration,
+    /// The rest: the kernel, the journal, and making the picture.
+    pub own: Duration,
+}
 
 /// All of them.
 #[derive(Debug, Clone, Default)]
@@ -21,6 +31,8 @@ pub(crate) struct Node {
     pub(crate) iommu: bool,
     /// Whether MIG may be switched on where that is live.
     pub(crate) may_switch: bool,
+    /// How long the last look at everything took.
+    pub(crate) look: Look,
 }
 
 /// MIG mode of a card.

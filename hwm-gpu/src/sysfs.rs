@@ -48,10 +48,6 @@ pub(crate) struct Function {
 }
 
 impl Function {
-    const fn is_display(&self) -> bool {
-        matches!(self.class >> 8, 0x0300 | 0x0302)
-    }
-
     pub(crate) const fn is_bridge(&self) -> bool {
         self.class >> 16 == 0x06
     }
@@ -90,13 +86,15 @@ impl Host {
             .flatten()
             .filter_map(Result::ok);
         let names = entries.filter_map(|e| e.file_name().into_string().ok());
-        let mut cards: Vec<Function> = names
-            .filter(|a| !self.device(a).join("physfn").exists())
-            .filter_map(|a| self.function(&a))
-            .filter(|f| {
-                f.vendor == NVIDIA && f.is_display() || also.iter().any(|a| same_address(a, &f.address))
-            })
-            .collect();
+        // A host has hundreds of functions: the cheapest question comes first.
+        let wanted = |address: &String| {
+            let dir = self.device(address);
+            also.iter().any(|a| same_address(a, address))
+                || text(&dir.join("vendor")).as_deref() == Some(NVIDIA)
+                    && text(&dir.join("class")).is_some_and(|c| is_display(class(&c)))
+                    && !dir.join("physfn").exists()
+        };
+        let mut cards: Vec<Function> = names.filter(wanted).filter_map(|a| self.function(&a)).collect();
         cards.sort_by(|a, b| a.address.cmp(&b.address));
         cards
     }
@@ -105,13 +103,13 @@ impl Host {
     pub(crate) fn function(&self, address: &str) -> Option<Function> {
         let dir = self.device(address);
         let vendor = text(&dir.join("vendor"))?;
-        let class = text(&dir.join("class"))?;
+        let class = class(&text(&dir.join("class"))?);
         let real = fs::canonicalize(&dir).unwrap_or_default();
         Some(Function {
             address: address.to_owned(),
             vendor,
             device: text(&dir.join("device")).unwrap_or_default(),
-            class: u32::from_str_radix(class.trim_start_matches("0x"), 16).unwrap_or(0),
+            class,
             driver: link_name(&dir.join("driver")),
             group: link_name(&dir.join("iommu_group")).and_then(|g| g.parse().ok()),
             numa: text(&dir.join("numa_node"))
@@ -250,6 +248,14 @@ fn parse_address(text: &str) -> Option<(u32, u32, u32, u32)> {
     let domain = parts.next().map_or(Some(0), hex)?;
     let address = (domain, bus, device, hex(function)?);
     (parts.next().is_none() && bus <= 0xff && device <= 0x1f && address.3 <= 7).then_some(address)
+}
+
+fn class(text: &str) -> u32 {
+    u32::from_str_radix(text.trim_start_matches("0x"), 16).unwrap_or(0)
+}
+
+const fn is_display(class: u32) -> bool {
+    matches!(class >> 8, 0x0300 | 0x0302)
 }
 
 pub(crate) fn text(path: &Path) -> Option<String> {

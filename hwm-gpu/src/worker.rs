@@ -1,6 +1,7 @@
 //! The thread that NVML is called on. Calls block, and some have hung for ever: whoever waits for one waits no
 //! longer than a deadline, and what nobody waits for any more is not begun.
 
+use std::fs::File;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
@@ -19,7 +20,9 @@ type Job = Box<dyn FnOnce(&mut Engine) + Send>;
 
 /// The thread, as others see it.
 pub(crate) struct Worker {
-    jobs: Sender<Job>,
+    /// None only while it is dropped.
+    jobs: Option<Sender<Job>>,
+    thread: Option<thread::JoinHandle<()>>,
     busy: Arc<Busy>,
     patience: Duration,
 }
@@ -52,8 +55,8 @@ impl Busy {
 }
 
 impl Worker {
-    /// Starts the thread. It ends when the worker is dropped, after what it is at.
-    pub(crate) fn start(engine: Engine) -> std::io::Result<Self> {
+    /// Starts the thread. It ends when the worker is dropped, after what it is at; until then it keeps `lock`.
+    pub(crate) fn start(engine: Engine, lock: File) -> std::io::Result<Self> {
         let (jobs, work) = channel();
         let busy = Arc::new(Busy {
             begun: Instant::now(),
@@ -61,10 +64,18 @@ impl Worker {
         });
         let patience = engine.options.patience;
         let shared = busy.clone();
-        thread::Builder::new()
+        let thread = thread::Builder::new()
             .name("hwm-nvml".to_owned())
-            .spawn(move || run(engine, &work, &shared))?;
-        Ok(Self { jobs, busy, patience })
+            .spawn(move || {
+                run(engine, &work, &shared);
+                drop(lock);
+            })?;
+        Ok(Self {
+            jobs: Some(jobs),
+            thread: Some(thread),
+            busy,
+            patience,
+        })
     }
 
     /// Does something on the thread. When the caller's future is dropped before it is begun, it is not done;
@@ -93,11 +104,15 @@ impl Worker {
             }
         });
         let gone = || BackendError::new(BackendErrorKind::Unavailable, doing, "the NVML thread has ended");
-        self.jobs.send(job).map_err(|_| gone())?;
+        self.jobs
+            .as_ref()
+            .ok_or_else(gone)?
+            .send(job)
+            .map_err(|_| gone())?;
         match tokio::time::timeout(limit, waits).await {
             Ok(answer) => answer.map_err(|_| gone())?,
             Err(_) => {
-                let message = format!("NVML did not answer within {} s", limit.as_secs());
+                let message = format!("NVML did not answer within {limit:?}");
                 Err(BackendError::new(BackendErrorKind::Timeout, doing, message))
             }
         }
@@ -106,6 +121,19 @@ impl Worker {
     /// Whether NVML hangs, and since when.
     pub(crate) fn hung(&self) -> Option<Duration> {
         Some(self.busy.duration()).filter(|d| *d > self.patience)
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        self.jobs = None;
+        // So that who opens the GPUs next finds them free. A thread that hangs is left behind, with its lock.
+        for _ in 0..500 {
+            if self.thread.as_ref().is_none_or(thread::JoinHandle::is_finished) {
+                return;
+            }
+            thread::sleep(Duration::from_millis(1));
+        }
     }
 }
 

@@ -1,4 +1,5 @@
 //! Whole cards for machines, on the fake NVML and a fake `/sys` and `/proc`.
+#![allow(clippy::unwrap_used, reason = "tests")]
 
 mod common;
 
@@ -71,7 +72,7 @@ async fn a_card_goes_to_a_machine_with_all_its_functions_and_comes_back() {
     assert_eq!(open_here(&lab), 0);
     let other = gpus.inventory().cards[1].uuid.to_string();
     assert_eq!(
-        gpus.metrics(&[other.clone()]).await.unwrap_err().kind,
+        gpus.metrics(std::slice::from_ref(&other)).await.unwrap_err().kind,
         BackendErrorKind::Unavailable
     );
     assert_eq!(
@@ -96,7 +97,7 @@ async fn a_card_goes_to_a_machine_with_all_its_functions_and_comes_back() {
         "though NVML's indexes moved"
     );
     assert!(gpus.metrics(&[other]).await.unwrap()[0].temperature_c.is_some());
-    let held = claims(resource(1), &[place.clone()]);
+    let held = claims(resource(1), std::slice::from_ref(&place));
     match gpus.plan(&named("0"), MACHINE, &held) {
         Err(PlacementRefusal::Taken { holders, .. }) => assert_eq!(holders, [resource(1)]),
         other => panic!("{other:?}"),

@@ -1,5 +1,6 @@
 //! A node with simulated cards: the fake NVML, a fake `/sys` and `/proc`, and what the tests ask of them.
-#![allow(dead_code, reason = "each test file uses a part of it")]
+#![allow(dead_code, unreachable_pub, reason = "each test file uses a part of it")]
+#![allow(clippy::unwrap_used, reason = "tests")]
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -163,7 +164,7 @@ pub fn call(generation: u64) -> Call {
 }
 
 pub fn quick(generation: u64) -> Call {
-    Call::new(generation, Duration::from_millis(600))
+    Call::new(generation, Duration::from_millis(1000))
 }
 
 pub fn resource(n: u128) -> ResourceId {
