@@ -1,5 +1,6 @@
 //! One resource's operations, one after the other. Lanes of different resources run side by side.
 
+use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -37,6 +38,29 @@ impl Core {
         drop(lanes);
         let core = self.clone();
         self.spawn(async move { core.drive(id).await });
+    }
+
+    /// Does `work` on a resource before its next operation; not at all when operations run or wait.
+    pub(super) fn between(self: &Arc<Self>, id: ResourceId, work: impl Future<Output = ()> + Send + 'static) {
+        if self.stopping.is_cancelled() {
+            return;
+        }
+        let mut lanes = self.lanes();
+        if lanes.contains_key(&id) {
+            return;
+        }
+        lanes.insert(id, Lane::default());
+        drop(lanes);
+        let core = self.clone();
+        self.spawn(async move {
+            let stopping = core.stopping.clone();
+            tokio::select! {
+                biased;
+                () = stopping.cancelled() => {}
+                () = work => {}
+            }
+            core.drive(id).await;
+        });
     }
 
     /// Gives up the operation of a resource that runs, if it is this one.

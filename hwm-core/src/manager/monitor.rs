@@ -224,6 +224,7 @@ impl Core {
                     id,
                     Phase::Error,
                     Some(format!("it should run and cannot: {error}")),
+                    None,
                 )
                 .await
             }
@@ -236,10 +237,16 @@ impl Core {
         id: ResourceId,
         phase: Phase,
         message: Option<String>,
+        seen_at: Option<u64>,
     ) -> Result<(), StoreError> {
         let now = self.env.now();
+        let mut outdated = false;
         let amended = self
             .amend::<_, StoreOnly>(id, |draft| {
+                outdated = seen_at.is_some_and(|revision| revision != draft.record.revision);
+                if outdated {
+                    return Ok(None);
+                }
                 if draft
                     .operations
                     .iter()
@@ -272,6 +279,10 @@ impl Core {
             })
             .await
             .map_err(|StoreOnly(error)| error)?;
+        if outdated {
+            // What was seen is of another moment than what is recorded.
+            self.look_again(id);
+        }
         if let Some(((), record)) = amended {
             if matches!(phase, Phase::Error | Phase::Stopped) {
                 let mut fallen = self.fallen();

@@ -272,6 +272,12 @@ impl Core {
         }
     }
 
+    /// Looks at a workload beside whatever else goes on.
+    pub(super) fn look_again(self: &Arc<Self>, id: ResourceId) {
+        let core = self.clone();
+        self.spawn(async move { core.look(id).await });
+    }
+
     async fn react(
         self: &Arc<Self>,
         slot: &Arc<Slot>,
@@ -311,7 +317,7 @@ impl Core {
                     }
                     _ => None,
                 };
-                self.becomes(id, phase, message).await
+                self.becomes(id, phase, message, Some(record.revision)).await
             }
             Reaction::BringUp => {
                 tracing::warn!(resource = %id, "it should run and does not; starting it");
@@ -328,10 +334,13 @@ impl Core {
             Reaction::Remove => {
                 tracing::warn!(resource = %id, "it was deleted and is there; removing it");
                 let limit = self.settings.change_timeout;
-                let call = Call::new(record.generation, limit);
-                if let Err(error) = slot.change("remove", limit, slot.backend.remove(&call, id)).await {
-                    tracing::warn!(resource = %id, %error, "it cannot be removed; trying again later");
-                }
+                let (slot, call) = (slot.clone(), Call::new(record.generation, limit));
+                self.between(id, async move {
+                    let removal = slot.backend.remove(&call, id);
+                    if let Err(error) = slot.change("remove", limit, removal).await {
+                        tracing::warn!(resource = %id, %error, "it cannot be removed; trying again later");
+                    }
+                });
                 Ok(())
             }
         }
@@ -403,6 +412,7 @@ impl Core {
                     id,
                     Phase::Error,
                     Some(format!("GPU {}: {}", event.card, event.message)),
+                    None,
                 )
                 .await?;
             }

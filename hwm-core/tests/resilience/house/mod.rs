@@ -2,6 +2,7 @@
 //! other; and the oracle that compares what is recorded with what is there.
 
 pub(crate) mod oracle;
+pub(crate) mod seeds;
 
 use std::future::Future;
 use std::sync::Arc;

@@ -4,12 +4,13 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use hwm_core::access::Visibility;
 use hwm_core::backend::ObservedState;
+use hwm_core::event::StoredEvent;
 use hwm_core::id::{NodeId, OperationId, ResourceId};
 use hwm_core::ledger::{ClaimKey, Demand, Pool};
 use hwm_core::lifecycle::Phase;
 use hwm_core::resource::Record;
 use hwm_core::snapshot::{Snapshot, SnapshotState};
-use hwm_core::store::{ClaimFilter, ListQuery, OperationQuery, Position, Store};
+use hwm_core::store::{ClaimFilter, EventQuery, ListQuery, OperationQuery, Position, Store};
 
 use super::{NODE, World};
 
@@ -84,6 +85,27 @@ pub(crate) async fn records(world: &World) -> BTreeMap<ResourceId, Record> {
         }
         records.extend(page.records.into_iter().map(|r| (r.id, r)));
     }
+}
+
+/// What was recorded to have happened, for people who look for the cause of a complaint.
+pub(crate) async fn history(world: &World) -> Vec<String> {
+    let query = EventQuery {
+        after: 0,
+        limit: 1000,
+    };
+    let page = world.store.events(query).await.expect("the store answers");
+    let of_resources = page.events.iter().filter(|e| e.event.resource.is_some());
+    let line = |e: &StoredEvent| {
+        let event = &e.event;
+        format!(
+            "    {} {:?} {:?} {}",
+            event.time.as_millis(),
+            event.kind,
+            event.operation,
+            event.data
+        )
+    };
+    of_resources.map(line).collect()
 }
 
 async fn unfinished(world: &World) -> Vec<OperationId> {
