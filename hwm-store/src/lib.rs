@@ -27,6 +27,7 @@
 
 mod claims;
 mod columns;
+mod decoded;
 mod error;
 mod group;
 mod list;

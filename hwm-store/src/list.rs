@@ -14,6 +14,7 @@ use hwm_core::store::{Counts, Cursor, ListPage, ListQuery, Position, SortBy, Sor
 use rusqlite::{Connection, params_from_iter, types::Value};
 
 use crate::columns::{Bucket, Column, Scopes, find_node};
+use crate::decoded::Decoded;
 use crate::error::{failed, unreadable};
 use crate::search;
 
@@ -22,14 +23,14 @@ type Result<T, E = StoreError> = std::result::Result<T, E>;
 const DOING: &str = "listing resources";
 
 /// The page that a query asks for, all of it as of one moment.
-pub(crate) fn page(db: &Connection, query: &ListQuery) -> Result<ListPage> {
+pub(crate) fn page(db: &Connection, decoded: &Decoded, query: &ListQuery) -> Result<ListPage> {
     let snapshot = db.unchecked_transaction().map_err(failed(DOING))?;
-    let page = select(&snapshot, query)?;
+    let page = select(&snapshot, decoded, query)?;
     snapshot.finish().map_err(failed(DOING))?;
     Ok(page)
 }
 
-fn select(db: &Connection, query: &ListQuery) -> Result<ListPage> {
+fn select(db: &Connection, decoded: &Decoded, query: &ListQuery) -> Result<ListPage> {
     let scopes = Scopes::of(db, &query.visibility).map_err(failed(DOING))?;
     let buckets = matching_buckets(db, query, &scopes).map_err(failed(DOING))?;
     let needle = query
@@ -59,7 +60,7 @@ fn select(db: &Connection, query: &ListQuery) -> Result<ListPage> {
     let (places, has_more) = best.map(Best::into_page).unwrap_or_default();
     let mut records = Vec::with_capacity(places.len());
     for place in &places {
-        records.push(body(db, place.seq)?);
+        records.push(read(db, decoded, place)?);
     }
     let last = records.last().filter(|_| has_more);
     Ok(ListPage {
@@ -107,12 +108,15 @@ fn counts(buckets: &BTreeMap<i64, i64>) -> Counts {
     counts
 }
 
-fn body(db: &Connection, seq: i64) -> Result<Record> {
-    let mut select = db
-        .prepare_cached("SELECT body FROM records WHERE seq = ?1")
-        .map_err(failed(DOING))?;
-    let body: String = select.query_row([seq], |row| row.get(0)).map_err(failed(DOING))?;
-    serde_json::from_str(&body).map_err(|e| unreadable("a resource", e))
+fn read(db: &Connection, decoded: &Decoded, place: &Place) -> Result<Record> {
+    let select = "SELECT body FROM records WHERE seq = ?1";
+    let mut select = db.prepare_cached(select).map_err(failed(DOING))?;
+    let mut rows = select.query([place.seq]).map_err(failed(DOING))?;
+    let row = rows.next().map_err(failed(DOING))?;
+    let row = row.ok_or_else(|| unreadable("a resource", "an index names a row that is not there"))?;
+    let body = row.get_ref(0).map_err(failed(DOING))?;
+    let body = body.as_str().map_err(|e| unreadable("a resource", e))?;
+    decoded.record(u128::from_be_bytes(place.id), body)
 }
 
 /// What a list is sorted by, as it compares.

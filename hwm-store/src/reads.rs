@@ -12,6 +12,7 @@ use serde::de::DeserializeOwned;
 use hwm_core::event::{NewEvent, StoredEvent};
 
 use crate::columns::{Column, OPERATIONS, Scopes, phase_number};
+use crate::decoded::Decoded;
 use crate::error::{failed, unreadable};
 use crate::group::meta;
 use crate::seal::SealingKey;
@@ -54,7 +55,12 @@ fn many<T: DeserializeOwned>(
     rows.map(read).collect()
 }
 
-pub(crate) fn record(db: &Connection, key: &SealingKey, id: ResourceId) -> Result<Option<Record>> {
+pub(crate) fn record(
+    db: &Connection,
+    decoded: &Decoded,
+    key: &SealingKey,
+    id: ResourceId,
+) -> Result<Option<Record>> {
     let doing = "reading a resource";
     let select = "SELECT body, sealed FROM records WHERE id = ?1";
     let mut select = db.prepare_cached(select).map_err(failed(doing))?;
@@ -69,7 +75,7 @@ pub(crate) fn record(db: &Connection, key: &SealingKey, id: ResourceId) -> Resul
         .map_err(failed(doing))?
         .as_str()
         .map_err(|e| unreadable("a resource", e))?;
-    let mut record: Record = serde_json::from_str(body).map_err(|e| unreadable("a resource", e))?;
+    let mut record = decoded.record(id.as_u128(), body)?;
     if let Some(sealed) = row.get::<_, Option<Vec<u8>>>(1).map_err(failed(doing))? {
         key.unseal_config(id, &sealed, &mut record.config)?;
     }

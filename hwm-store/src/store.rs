@@ -19,6 +19,7 @@ use hwm_core::store::{
     PruneLimits, Remembered, Result, Store, StoreError, Transaction,
 };
 
+use crate::decoded::Decoded;
 use crate::error::{OpenError, failed};
 use crate::readers::Readers;
 use crate::seal::SealingKey;
@@ -35,6 +36,7 @@ pub struct SqliteStore {
 struct Inner {
     path: PathBuf,
     key: SealingKey,
+    decoded: Arc<Decoded>,
     // Closed before the writer, whose connection then empties the log into the file.
     readers: Readers,
     writer: Writer,
@@ -89,6 +91,7 @@ impl SqliteStore {
         let inner = Inner {
             path: path.to_owned(),
             key,
+            decoded: Arc::new(Decoded::new()),
             readers,
             writer,
         };
@@ -139,11 +142,15 @@ impl Store for SqliteStore {
     async fn record(&self, id: ResourceId) -> Result<Option<Record>> {
         self.inner
             .readers
-            .here(|db| reads::record(db, &self.inner.key, id))
+            .here(|db| reads::record(db, &self.inner.decoded, &self.inner.key, id))
     }
 
     async fn list(&self, query: ListQuery) -> Result<ListPage> {
-        self.inner.readers.aside(move |db| list::page(db, &query)).await
+        let decoded = self.inner.decoded.clone();
+        self.inner
+            .readers
+            .aside(move |db| list::page(db, &decoded, &query))
+            .await
     }
 
     async fn ids_in_phases(

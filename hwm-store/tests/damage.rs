@@ -229,9 +229,8 @@ async fn use_all(store: &SqliteStore, records: u64) -> Vec<StoreError> {
             .err(),
     );
     errors.extend(store.note("count").await.err());
-    match store.commit(created(records + 1)).await {
-        Err(CommitError::Store(error)) => errors.push(error),
-        Ok(_) | Err(_) => {}
+    if let Err(CommitError::Store(error)) = store.commit(created(records + 1)).await {
+        errors.push(error);
     }
     errors.extend(store.check().await.err());
     errors
