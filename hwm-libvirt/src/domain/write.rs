@@ -32,7 +32,9 @@ fn domain(d: &mut Document, spec: &DomainSpec) -> Written {
     if !title.trim().is_empty() {
         d.text("title", &[], &title)?;
     }
-    d.nest("metadata", &[], |d| tag(d, &spec.tag))?;
+    d.nest("metadata", &[], |d| {
+        tag(d, "hwm:machine", Some(METADATA_NAMESPACE), &spec.tag)
+    })?;
     let bytes = [("unit", "b")];
     d.text("memory", &bytes, &spec.memory.maximum.0.to_string())?;
     d.text("currentMemory", &bytes, &spec.memory.current.0.to_string())?;
@@ -236,27 +238,28 @@ fn host_device(d: &mut Document, device: &HostDevice) -> Written {
     }
 }
 
-fn tag(d: &mut Document, tag: &Tag) -> Written {
+fn tag(d: &mut Document, name: &str, namespace: Option<&str>, tag: &Tag) -> Written {
     let resource = tag.resource.to_string();
     let generation = tag.generation.to_string();
     let port = tag.port.to_string();
     let address = tag.address.map(|a| a.to_string());
     let started = tag.started.map(|s| s.millis.to_string());
-    let mut attributes = vec![
-        ("xmlns:hwm", METADATA_NAMESPACE),
+    let mut attributes = Vec::new();
+    attributes.extend(namespace.map(|uri| ("xmlns:hwm", uri)));
+    attributes.extend([
         ("owner", tag.owner.as_str()),
         ("resource", &resource),
         ("generation", &generation),
         ("port", &port),
-    ];
+    ]);
     attributes.extend(address.as_deref().map(|a| ("address", a)));
     attributes.extend(started.as_deref().map(|s| ("started", s)));
-    d.empty("hwm:machine", &attributes)
+    d.empty(name, &attributes)
 }
 
-/// Our metadata alone, as `virDomainSetMetadata` takes it.
+/// Our metadata alone, as `virDomainSetMetadata` takes it: libvirt itself puts it into our namespace.
 pub(crate) fn tag_xml(t: &Tag) -> Xml {
-    Document::build(|d| tag(d, t))
+    Document::build(|d| tag(d, "machine", None, t))
 }
 
 /// A storage pool in a folder.

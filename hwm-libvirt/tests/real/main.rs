@@ -3,5 +3,11 @@
 
 #![allow(clippy::unwrap_used, clippy::print_stdout)]
 
+mod conformance;
+mod console;
+mod foreign;
+mod images;
 mod lab;
 mod lifecycle;
+mod running;
+mod snapshots;

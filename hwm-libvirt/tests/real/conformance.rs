@@ -1,0 +1,41 @@
+use std::sync::Arc;
+use std::time::Duration;
+
+use hwm_core::backend::Workload;
+use hwm_core::testing::backend_suite::{self, Fixture};
+use hwm_core::units::Bytes;
+use hwm_libvirt::{Libvirt, LibvirtOptions};
+
+use crate::lab::{Lab, config, workload};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_promise_of_a_backend_is_kept() {
+    let lab = Lab::new("suite").await;
+    let stranger = Libvirt::new(LibvirtOptions {
+        owner: "test-stranger".into(),
+        ..lab.options.clone()
+    })
+    .unwrap();
+    let fixture = Fixture::new(Arc::new(lab.backend.clone()), |id| Workload { id, ..workload() })
+        .refused(|id| {
+            let mut refused = Workload { id, ..workload() };
+            config(&mut refused).os_image = "no-such-image".into();
+            refused
+        })
+        .changed(|machine| {
+            let mut changed = machine.clone();
+            config(&mut changed).ram = Bytes::from_mb(768);
+            changed
+        })
+        .live(|machine| {
+            let mut changed = machine.clone();
+            config(&mut changed).vcpus = 2;
+            changed
+        })
+        .stranger(Arc::new(stranger))
+        .patience(Duration::from_secs(120));
+    let report = backend_suite::run(&fixture).await;
+    println!("{report}");
+    report.expect(&[]);
+    lab.clean().await;
+}
