@@ -71,7 +71,7 @@ use state::{Api, Shared};
 /// The API of a manager. Serve it with `into_make_service_with_connect_info::<SocketAddr>()`, so that
 /// addresses have their limit.
 pub fn router(manager: Manager, options: Options) -> Router {
-    let document = openapi::document();
+    let document = openapi::served(&options);
     let cors = cors(&options.cors);
     let body_limit = options.body_limit;
     let api = Api::new(manager, options);

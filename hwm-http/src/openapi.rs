@@ -1,11 +1,13 @@
 //! The OpenAPI document, put together from the types and the handlers.
 
+use utoipa::openapi::Server;
 use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
 use utoipa::{Modify, OpenApi};
 
 use hwm_core::event::Event;
 
 use crate::error::{ErrorBody, ErrorCode};
+use crate::options::Options;
 
 #[derive(OpenApi)]
 #[openapi(
@@ -55,6 +57,16 @@ pub(crate) fn head() -> utoipa::openapi::OpenApi {
 /// The OpenAPI 3.1 document of the API.
 pub fn document() -> utoipa::openapi::OpenApi {
     crate::routes::all().split_for_parts().1
+}
+
+/// The document of a server: with its version, and the address under which clients reach it.
+pub(crate) fn served(options: &Options) -> utoipa::openapi::OpenApi {
+    let mut document = document();
+    document.info.version.clone_from(&options.version);
+    if let Some(url) = &options.public_url {
+        document.servers = Some(vec![Server::new(url)]);
+    }
+    document
 }
 
 /// The document as it is served.

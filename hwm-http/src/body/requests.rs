@@ -89,12 +89,16 @@ pub struct StopOptions {
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct NewSnapshot {
-    /// A label.
-    #[schema(min_length = 1, max_length = 100)]
+    /// A label, on one line.
+    #[schema(
+        min_length = 1,
+        max_length = 100,
+        pattern = r"^[^\x00-\x1f\x7f-\x9f\u2028\u2029]*[^\s\x00-\x1f\x7f-\x9f][^\x00-\x1f\x7f-\x9f\u2028\u2029]*$"
+    )]
     pub name: String,
     /// For people.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schema(max_length = 500)]
+    #[schema(max_length = 500, pattern = r"^[^\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]*$")]
     pub description: Option<String>,
     /// Whether memory is kept too; when absent, if it runs and the host can.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -110,7 +114,7 @@ pub struct Command {
     pub command: String,
     /// Where to run it; the container's default when absent.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schema(min_length = 1)]
+    #[schema(min_length = 1, max_length = 4096, pattern = "^/")]
     pub working_dir: Option<String>,
     /// Seconds that it may take before it is killed; 60 when absent.
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -11,6 +11,15 @@ pub(crate) enum ActionHeaders {}
 /// Of requests that only answer the same once more.
 pub(crate) enum IdempotencyHeader {}
 
+/// Of requests that may only be waited for.
+pub(crate) enum WaitHeader {}
+
+impl IntoParams for WaitHeader {
+    fn into_params(_: impl Fn() -> Option<ParameterIn>) -> Vec<Parameter> {
+        vec![prefer()]
+    }
+}
+
 impl IntoParams for CreateHeaders {
     fn into_params(_: impl Fn() -> Option<ParameterIn>) -> Vec<Parameter> {
         vec![prefer(), idempotency_key()]

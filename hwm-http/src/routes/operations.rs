@@ -1,14 +1,17 @@
 //! `/operations`: what was accepted, and how far it is.
 
 use axum::Json;
+use axum::response::{IntoResponse as _, Response};
 use hwm_core::id::{OperationId, ResourceId};
 use hwm_core::operation::Operation;
 
+use super::headers::WaitHeader;
 use super::{ChangeRefused, ListRefused, ReadRefused};
 use crate::auth::Caller;
 use crate::body::{OperationList, Pagination};
 use crate::error::ApiError;
-use crate::extract::{FromQuery, Id, NoQuery, Query, QueryReader};
+use crate::extract::{Change, FromQuery, Id, NoQuery, Query, QueryReader};
+use crate::prefer;
 
 /// Which operations.
 #[derive(utoipa::IntoParams)]
@@ -86,13 +89,20 @@ pub(crate) async fn get(
     path = "/operations/{id}",
     tag = "operations",
     operation_id = "cancelOperation",
-    params(("id" = OperationId, Path, description = "The operation")),
+    params(("id" = OperationId, Path, description = "The operation"), WaitHeader),
     responses((status = 200, description = "The operation as it then is", body = Operation), ChangeRefused)
 )]
 pub(crate) async fn cancel(
     caller: Caller,
     Id(id): Id<OperationId>,
     _: Query<NoQuery>,
-) -> Result<Json<Operation>, ApiError> {
-    Ok(Json(caller.scoped.cancel(id).await?))
+    change: Change,
+) -> Result<Response, ApiError> {
+    let mut operation = caller.scoped.cancel(id).await?;
+    if let Some(limit) = change.wait {
+        operation = caller.scoped.wait(id, limit).await?;
+    }
+    let mut response = Json(operation).into_response();
+    prefer::applied(&mut response, change.wait);
+    Ok(response)
 }

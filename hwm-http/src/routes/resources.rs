@@ -54,7 +54,7 @@ impl FromQuery for CreateQuery {
     operation_id = "createResource",
     params(CreateQuery, CreateHeaders),
     request_body(content = NewResource, examples(
-        ("A web server" = (value = json!({
+        ("A container" = (value = json!({
             "name": "web",
             "resourceType": "application-container",
             "config": {

@@ -141,6 +141,17 @@ async fn prefer_waits_as_long_as_it_says_and_answers_how_it_then_is() {
     let progress = house.get(&format!("/operations/{operation}")).await.json();
     assert_eq!(progress["status"], "running");
     assert_eq!(progress["progress"]["percent"], 12);
+    // Cancelled, it goes back to where it began.
+    let cancelled = house
+        .ask("DELETE", &format!("/operations/{operation}"))
+        .by(ADMIN)
+        .header("prefer", "wait=10")
+        .send()
+        .await
+        .expect(200);
+    assert_eq!(cancelled.json()["status"], "cancelled");
+    let resource = house.get(answer.header("location").unwrap()).await.json();
+    assert_eq!(resource["status"], "queued");
     house.sim.set_fate("slow", None);
 }
 

@@ -553,6 +553,29 @@ async fn health_readiness_metrics_and_documentation() {
 }
 
 #[tokio::test]
+async fn the_document_names_the_version_and_the_address_of_the_server() {
+    let house = crate::house::house_with(|options| {
+        options.version = "9.8.7".to_owned();
+        options.public_url = Some("https://hwm.example/api".to_owned());
+    })
+    .await;
+    let document = house.ask("GET", "/api-docs-json").send().await.expect(200).json();
+    assert_eq!(document["info"]["version"], "9.8.7");
+    assert_eq!(document["servers"], json!([{ "url": "https://hwm.example/api" }]));
+    let machine = house.machine().await;
+    let console = house
+        .get(&format!("/resources/{machine}/console"))
+        .await
+        .expect(200)
+        .json();
+    let url = console["url"].as_str().unwrap();
+    assert!(
+        url.starts_with(&format!("wss://hwm.example/api/resources/{machine}/console?")),
+        "{url}"
+    );
+}
+
+#[tokio::test]
 async fn a_backend_that_is_away_is_a_503_that_says_when_to_come_back() {
     let house = house().await;
     let id = house.container().await;
