@@ -37,6 +37,7 @@ mod sources;
 mod spec;
 mod stats;
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -51,6 +52,7 @@ use hwm_core::backend::{
 use hwm_core::config::{Config, HealthCheck, ResourceType};
 use hwm_core::id::{BackendName, ResourceId};
 use hwm_core::metrics::Metrics;
+use hwm_core::secret::Secret;
 
 use crate::client::{Client, Endpoint};
 use crate::engine::Engine;
@@ -84,6 +86,9 @@ pub struct DockerOptions {
     /// URL prefixes from which models may be fetched; `s3://` and `https://` by default. Only public
     /// addresses are connected to, and those of hosts that a prefix names.
     pub model_sources: Vec<String>,
+    /// Settings of S3 by their names without `AWS_`, such as `endpoint` or `region`; those of the
+    /// environment's `AWS_*` variables where absent.
+    pub s3: BTreeMap<String, Secret>,
     /// Whether containers may use the host's network; not by default.
     pub allow_host_network: bool,
     /// How long a container may take to end when asked; 10 s by default.
@@ -118,6 +123,7 @@ impl DockerOptions {
             model_roots: Vec::new(),
             model_cache: data.as_ref().join("model-cache"),
             model_sources: vec!["s3://".to_owned(), "https://".to_owned()],
+            s3: BTreeMap::new(),
             allow_host_network: false,
             stop_grace: Duration::from_secs(10),
             publish_address: IpAddr::V4(Ipv4Addr::UNSPECIFIED),
@@ -191,8 +197,9 @@ impl DockerBackend {
         let volume_roots = Roots::new(options.volume_roots.clone(), endpoint.socket());
         let model_roots = options.model_roots.iter().chain(&options.volume_roots).cloned();
         let model_roots = Roots::new(model_roots, endpoint.socket());
+        let s3 = Arc::new(options.s3.clone());
         let http = |e: reqwest::Error| OptionsError::Http(Box::new(e));
-        let models = Models::new(model_roots, options.model_cache.clone(), sources).map_err(http)?;
+        let models = Models::new(model_roots, options.model_cache.clone(), sources, s3).map_err(http)?;
         let advertise = options
             .advertise
             .clone()

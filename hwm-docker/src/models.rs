@@ -3,13 +3,16 @@
 //! A fetched model is a folder `<cache>/<key>`, complete or absent: it is filled beside, as
 //! `<key>.part`, and renamed. A fetch that broke goes on where it ended if the server can.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::StreamExt;
 use hwm_core::backend::{BackendError, BackendErrorKind, ProgressSink, Result};
-use object_store::aws::AmazonS3Builder;
+use hwm_core::secret::Secret;
+use object_store::aws::{AmazonS3Builder, AmazonS3ConfigKey};
 use object_store::{ObjectStore, ObjectStoreExt};
 use reqwest::{StatusCode, Url, header};
 use sha2::{Digest, Sha256};
@@ -133,11 +136,15 @@ fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|b| format!("{b:02x}")).collect()
 }
 
+/// Settings of S3, by their names without `AWS_`; the environment's where absent.
+pub(crate) type S3 = Arc<BTreeMap<String, Secret>>;
+
 /// Has models on this host.
 pub(crate) struct Models {
     roots: Roots,
     cache: PathBuf,
     sources: Sources,
+    s3: S3,
     fetches: Flights<String, ()>,
     http: reqwest::Client,
 }
@@ -147,6 +154,7 @@ impl Models {
         roots: Roots,
         cache: PathBuf,
         sources: Sources,
+        s3: S3,
     ) -> std::result::Result<Self, reqwest::Error> {
         let http = reqwest::Client::builder()
             .connect_timeout(CONNECT_TIMEOUT)
@@ -161,6 +169,7 @@ impl Models {
             roots,
             cache,
             sources,
+            s3,
             fetches: Flights::default(),
             http,
         })
@@ -220,7 +229,7 @@ impl Models {
     }
 
     async fn fetch(&self, remote: Remote, progress: &ProgressSink) -> Result<()> {
-        let (cache, http) = (self.cache.clone(), self.http.clone());
+        let (cache, http, s3) = (self.cache.clone(), self.http.clone(), Arc::clone(&self.s3));
         self.fetches
             .join(remote.key(), progress, |progress| {
                 Box::pin(async move {
@@ -230,6 +239,7 @@ impl Models {
                         doing: format!("fetching model {}", remote.shown()),
                         remote,
                         http,
+                        s3,
                         progress,
                     };
                     fetch.run().await
@@ -277,6 +287,7 @@ struct Fetch {
     part: PathBuf,
     doing: String,
     http: reqwest::Client,
+    s3: S3,
     progress: ProgressSink,
 }
 
@@ -461,10 +472,17 @@ impl Fetch {
         Err(self.failed(BackendErrorKind::Invalid, message))
     }
 
-    /// The bucket, with the endpoint and credentials of the operator's AWS_* variables.
+    /// The bucket, with the operator's endpoint and credentials.
     fn bucket(&self) -> Result<(impl ObjectStore, object_store::path::Path)> {
         let bucket = self.remote.url.host_str().unwrap_or_default();
-        let store = AmazonS3Builder::from_env()
+        let mut store = AmazonS3Builder::from_env();
+        for (name, value) in &*self.s3 {
+            let key = name
+                .parse::<AmazonS3ConfigKey>()
+                .map_err(|e| self.failed(BackendErrorKind::Invalid, e.to_string()))?;
+            store = store.with_config(key, value.expose());
+        }
+        let store = store
             .with_bucket_name(bucket)
             .build()
             .map_err(|e| self.failed(BackendErrorKind::Invalid, e.to_string()))?;

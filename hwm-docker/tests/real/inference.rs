@@ -256,3 +256,85 @@ async fn a_redirect_to_an_address_inside_is_not_followed() {
     let touched = tokio::time::timeout(Duration::from_millis(200), inside.accept()).await;
     assert!(touched.is_err(), "the address inside was connected to");
 }
+
+/// A bucket of two objects, as S3 shows it by path.
+async fn bucket() -> String {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let mut head = vec![0; 8192];
+            let n = stream.read(&mut head).await.unwrap_or(0);
+            let head = String::from_utf8_lossy(&head[..n]).into_owned();
+            let object = |key: &str, size: usize| {
+                format!(
+                    "<Contents><Key>{key}</Key><LastModified>2026-01-01T00:00:00.000Z</LastModified>\
+                     <ETag>&quot;1&quot;</ETag><Size>{size}</Size></Contents>"
+                )
+            };
+            let (status, body) = if head.contains("list-type=2") {
+                let list = format!(
+                    "<?xml version=\"1.0\"?><ListBucketResult><IsTruncated>false</IsTruncated>{}{}</ListBucketResult>",
+                    object("llm/config.json", 2),
+                    object("llm/weights/part-1.bin", 7)
+                );
+                ("200 OK", list)
+            } else if head.starts_with("GET /models/llm/config.json ") {
+                ("200 OK", "{}".to_owned())
+            } else if head.starts_with("GET /models/llm/weights/part-1.bin ") {
+                ("200 OK", "weights".to_owned())
+            } else {
+                (
+                    "404 Not Found",
+                    "<Error><Code>NoSuchKey</Code></Error>".to_owned(),
+                )
+            };
+            let answer = format!(
+                "HTTP/1.1 {status}\r\netag: \"1\"\r\nlast-modified: Thu, 01 Jan 2026 00:00:00 GMT\r\n\
+                 connection: close\r\ncontent-length: {}\r\n\r\n{body}",
+                body.len()
+            );
+            // The client may have left.
+            let _ = stream.write_all(answer.as_bytes()).await;
+        }
+    });
+    url
+}
+
+#[tokio::test]
+async fn a_model_in_a_bucket_is_a_file_or_a_folder() {
+    let endpoint = bucket().await;
+    let lab = lab_with(|o| {
+        let settings = [
+            ("endpoint", endpoint.as_str()),
+            ("allow_http", "true"),
+            ("access_key_id", "key"),
+            ("secret_access_key", "canary-secret"),
+            ("region", "here"),
+        ];
+        o.s3 = settings
+            .map(|(k, v)| (k.to_owned(), hwm_core::secret::Secret::new(v)))
+            .into();
+        assert!(!format!("{o:?}").contains("canary-secret"));
+    });
+    let folder = inference("s3://models/llm/");
+    lab.up(&folder).await;
+    let out = shell(
+        &lab,
+        &folder,
+        "cd $MODEL_PATH; find . -type f | sort; cat weights/part-1.bin",
+    )
+    .await;
+    assert_eq!(out, "./config.json\n./weights/part-1.bin\nweights");
+    lab.gone(folder.id).await;
+    let file = inference("s3://models/llm/config.json");
+    lab.up(&file).await;
+    assert_eq!(shell(&lab, &file, "cat $MODEL_PATH").await, "{}");
+    lab.gone(file.id).await;
+    let error = lab
+        .backend
+        .create(&call(), &inference("s3://models/none.bin"))
+        .await
+        .unwrap_err();
+    assert_eq!(error.kind, BackendErrorKind::NotFound, "{error}");
+}

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 mod conformance;
+mod engine_down;
 mod exec;
 mod faults;
 mod foreign;
