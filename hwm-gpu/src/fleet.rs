@@ -1,10 +1,9 @@
 //! Chooses where a slice goes, over any number of cards. Pure and deterministic.
 //!
 //! Of all places that fit, the one is taken that leaves the cards the most to offer
-//! ([`Geometry::offer`](crate::geometry::Geometry::offer)); of several, the one on the fullest card; then by which
-//! slots are taken, and the lowest card.
-//! Cards that are equally taken are one class, and for each profile the
-//! classes stand in the order of that choice, so that a decision looks at one class and not at every card.
+//! ([`Geometry::offer`](crate::geometry::Geometry::offer)); of several, the one on the fullest card; then by
+//! which slots are taken, and the lowest card. Cards that are equally taken are one class, and for each profile
+//! the classes stand in the order of that choice, so that a decision looks at one class and not at every card.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
