@@ -110,35 +110,35 @@ impl Scoped {
             .map_err(|e| slot.error(e))
     }
 
-    async fn up(&self, id: ResourceId, what: &str, doing: &'static str) -> Result<(Record, Arc<Slot>)> {
-        let record = self.writable(id, what).await?;
-        let slot = self.core.slot_of(&record)?.clone();
-        match record.phase {
-            Phase::Running | Phase::Error | Phase::Deploying | Phase::Restarting | Phase::Stopping => {
-                Ok((record, slot))
-            }
-            Phase::Queued | Phase::Stopped | Phase::Failed | Phase::Deleting | Phase::Deleted => {
-                Err(Error::InvalidState {
-                    action: doing,
-                    phase: record.phase,
-                    reason: "it does not run; start it first",
-                })
-            }
-        }
-    }
-
     async fn exec_facet(&self, id: ResourceId) -> Result<(Arc<Slot>, Arc<dyn Exec>)> {
-        let (record, slot) = self.up(id, "running commands in it", "run commands in").await?;
+        let record = self.writable(id, "running commands in it").await?;
+        let slot = self.core.slot_of(&record)?.clone();
         let facet = slot.backend.facets().exec;
         let facet = facet.ok_or_else(|| unsupported("commands", &record))?;
+        up(&record, "run commands in")?;
         Ok((slot, facet))
     }
 
     async fn console_facet(&self, id: ResourceId) -> Result<(Arc<Slot>, Arc<dyn Console>)> {
         let record = self.writable(id, "opening its console").await?;
-        let facet = self.core.slot_of(&record)?.backend.facets().console;
+        let slot = self.core.slot_of(&record)?.clone();
+        let facet = slot.backend.facets().console;
         let facet = facet.ok_or_else(|| unsupported("a console", &record))?;
-        let (_, slot) = self.up(id, "opening its console", "open the console of").await?;
+        up(&record, "open the console of")?;
         Ok((slot, facet))
+    }
+}
+
+/// Refuses what does not run. What the backend cannot do at all is said before this.
+fn up(record: &Record, doing: &'static str) -> Result<()> {
+    match record.phase {
+        Phase::Running | Phase::Error | Phase::Deploying | Phase::Restarting | Phase::Stopping => Ok(()),
+        Phase::Queued | Phase::Stopped | Phase::Failed | Phase::Deleting | Phase::Deleted => {
+            Err(Error::InvalidState {
+                action: doing,
+                phase: record.phase,
+                reason: "it does not run; start it first",
+            })
+        }
     }
 }
