@@ -1,4 +1,5 @@
 //! How the manager behaves, on the simulator and the store in memory.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 use std::sync::Arc;
 use std::time::Duration;
