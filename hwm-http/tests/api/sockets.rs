@@ -334,3 +334,53 @@ async fn a_serial_line_takes_typed_text() {
     let output = socket.next().await.unwrap();
     assert!(!output.is_empty());
 }
+
+#[tokio::test]
+async fn a_client_that_does_not_read_loses_nothing_and_holds_up_nobody() {
+    let house = house().await;
+    let listener = house.listen().await;
+    let id = house.container().await;
+    let mut stalled = terminal(&listener, &id, "command=/bin/sh&tty=false").await;
+    stalled.binary(b"\x00seq 300000\n").await;
+    let mut other = terminal(&listener, &id, "command=/bin/sh&tty=false").await;
+    other.binary(b"\x00echo here\n").await;
+    until(&mut other, 1, "here\n").await;
+    house.get(&format!("/resources/{id}")).await.expect(200);
+    // Who reads in the end gets all of it, in order.
+    let text = until(&mut stalled, 1, "\n300000\n").await;
+    let lines = text.lines().skip_while(|line| *line != "1");
+    assert!(lines.eq((1..=300_000).map(|n| n.to_string())));
+}
+
+#[tokio::test]
+async fn sockets_that_say_nothing_fill_a_waiting_room_and_no_more() {
+    let house = crate::house::house_with(|options| {
+        options.first_message_time = Duration::from_secs(3);
+    })
+    .await;
+    let listener = house.listen().await;
+    let id = house.container().await;
+    let path = format!("/resources/{id}/exec");
+    let (mut waiting, mut refused) = (Vec::new(), 0);
+    for _ in 0..300 {
+        match Socket::open(&listener, &path, &[]).await {
+            Ok((socket, _)) => waiting.push(socket),
+            Err(status) => {
+                assert_eq!(status, 429);
+                refused += 1;
+            }
+        }
+    }
+    assert_eq!((waiting.len(), refused), (256, 44));
+    // Those who are known need no seat.
+    let mut known = terminal(&listener, &id, "command=/bin/sh").await;
+    known.binary(b"\x00echo in\n").await;
+    until(&mut known, 1, "in").await;
+    for mut socket in waiting {
+        assert_eq!(socket.closed().await.0, 1008);
+    }
+    let (mut late, _) = Socket::open(&listener, &path, &[]).await.unwrap();
+    late.text(&json!({ "token": ADMIN.token() }).to_string()).await;
+    late.binary(b"\x00echo late\n").await;
+    until(&mut late, 1, "late").await;
+}
