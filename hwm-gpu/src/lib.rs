@@ -32,6 +32,7 @@
 
 mod accelerators;
 pub mod boards;
+mod doubt;
 mod engine;
 pub mod fleet;
 pub mod geometry;
@@ -41,6 +42,7 @@ mod journal;
 mod node;
 mod nvml;
 mod options;
+mod picture;
 mod plan;
 mod slices;
 mod sysfs;
