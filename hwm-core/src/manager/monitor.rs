@@ -274,6 +274,10 @@ impl Core {
                 if phase == Phase::Stopped && !restarts(record) {
                     record.desired = Desired::Stopped;
                 }
+                if phase == Phase::Running {
+                    // It came up without being asked to: what it uses is counted, fits or not.
+                    self.exact_shares(&mut draft.tx, &draft.record);
+                }
                 self.release_running(draft);
                 Ok(Some(()))
             })

@@ -156,10 +156,13 @@ impl Core {
         let went_down = self.went_down(slot).await?;
         let mut seen = HashSet::with_capacity(owned.len());
         let mut unknown = Vec::new();
+        let mut all_judged = true;
         for observed in &owned {
             seen.insert(observed.id);
             match self.store.record(observed.id).await? {
-                Some(record) => self.react(slot, &record, Some(observed), went_down).await?,
+                Some(record) => {
+                    all_judged &= self.consider(slot, &record, Some(observed), went_down).await?;
+                }
                 None => unknown.push(observed.id),
             }
         }
@@ -175,7 +178,7 @@ impl Core {
                 .await?;
             for id in ids.iter().filter(|id| !seen.contains(id)) {
                 if let Some(record) = self.store.record(*id).await? {
-                    self.react(slot, &record, None, went_down).await?;
+                    all_judged &= self.consider(slot, &record, None, went_down).await?;
                 }
             }
             after = ids.last().copied();
@@ -185,6 +188,10 @@ impl Core {
         }
         if went_down {
             self.raise_fallen(slot).await?;
+        }
+        if went_down && !all_judged {
+            // What is busy now must still be told from what ended by itself.
+            return Ok(());
         }
         self.note_epoch(slot).await
     }
@@ -236,39 +243,74 @@ impl Core {
         Ok(())
     }
 
+    /// Judges one of many that were seen, and answers whether that could be done. What was seen may be older
+    /// than the record: before anything is done about it, it is looked at anew.
+    async fn consider(
+        self: &Arc<Self>,
+        slot: &Arc<Slot>,
+        record: &Record,
+        observed: Option<&Observed>,
+        went_down: bool,
+    ) -> std::result::Result<bool, StoreError> {
+        if self.is_busy(record.id) {
+            return Ok(false);
+        }
+        match observe(record.phase, record.desired, seen(observed, went_down)) {
+            Reaction::Keep => self.react(slot, record, observed, went_down).await?,
+            Reaction::Becomes(_) | Reaction::BringUp | Reaction::TakeDown | Reaction::Remove => {
+                return Ok(self.try_look(record.id).await);
+            }
+        }
+        Ok(true)
+    }
+
     /// Looks at one workload that is said to have changed.
     pub(super) async fn look(self: &Arc<Self>, id: ResourceId) {
+        self.try_look(id).await;
+    }
+
+    /// Answers whether it could be judged; if not, it is busy or the backend went away.
+    async fn try_look(self: &Arc<Self>, id: ResourceId) -> bool {
         if self.is_busy(id) {
-            return;
+            return false;
         }
         let looked = async {
             let Some(record) = self.store.record(id).await? else {
-                return Ok(());
+                return Ok(true);
             };
             let Some(slot) = self.slot(&record.backend).cloned() else {
-                return Ok(());
+                return Ok(true);
             };
-            match slot
+            let seen = match slot
                 .call("inspect", self.settings.read_timeout, slot.backend.inspect(&[id]))
                 .await
             {
-                Ok(seen) => {
-                    let seen = seen.iter().find(|o| o.id == id);
-                    let ended = seen.is_some_and(|o| matches!(o.state, ObservedState::Ended { .. }));
-                    let went_down = record.phase == Phase::Running && ended && {
-                        slot.probe().await;
-                        self.went_down(&slot).await?
-                    };
-                    self.react(&slot, &record, seen, went_down).await
-                }
+                Ok(seen) => seen,
                 Err(error) => {
                     tracing::warn!(resource = %id, %error, "it cannot be looked at");
-                    Ok(())
+                    return Ok(false);
                 }
+            };
+            let seen = seen.iter().find(|o| o.id == id);
+            let mut went_down = false;
+            if record.phase == Phase::Running
+                && seen.is_some_and(|o| matches!(o.state, ObservedState::Ended { .. }))
+            {
+                slot.probe().await;
+                if !slot.is_ready() {
+                    return Ok(false);
+                }
+                went_down = self.went_down(&slot).await?;
             }
+            self.react(&slot, &record, seen, went_down).await?;
+            Ok::<_, StoreError>(true)
         };
-        if let Err(error) = looked.await {
-            tracing::error!(resource = %id, %error, "what was seen cannot be recorded");
+        match looked.await {
+            Ok(judged) => judged,
+            Err(error) => {
+                tracing::error!(resource = %id, %error, "what was seen cannot be recorded");
+                false
+            }
         }
     }
 
@@ -321,8 +363,9 @@ impl Core {
             }
             Reaction::BringUp => {
                 tracing::warn!(resource = %id, "it should run and does not; starting it");
+                let started = |r: &Record| r.runtime.as_ref().and_then(|runtime| runtime.started_at);
                 self.submit_own(id, Action::Start, |now| {
-                    now.phase == Phase::Running && now.revision == record.revision
+                    now.phase == Phase::Running && started(now) == started(record)
                 })
                 .await
             }

@@ -5,4 +5,5 @@
 
 mod crash;
 mod house;
+mod model;
 mod races;

@@ -10,6 +10,7 @@ use crate::backend::{
 };
 use crate::config::HealthCheck;
 use crate::id::SnapshotId;
+use crate::manager::slot::Slot;
 use crate::operation::Step;
 use crate::resource::{Applied, Record};
 use crate::store::Release;
@@ -30,13 +31,8 @@ impl Run<'_> {
         })
         .await?;
         let record = self.enter(Step::Start, "starting it").await?;
-        let limit = self.core.settings.change_timeout;
         let started = Workload::of(&record, self.operation.generation);
-        self.persist("start", limit, |call| {
-            let started = &started;
-            async move { self.slot.backend.start(&call, started).await }
-        })
-        .await?;
+        self.start(&started).await?;
         let applied = applied(&started);
         if let Some(check) = started.config.health_check() {
             self.keep_applied(&applied).await?;
@@ -44,7 +40,34 @@ impl Run<'_> {
                 .await?;
             return Ok(Outcome::Up(self.await_healthy(&check).await?, applied));
         }
-        Ok(Outcome::Up(self.see().await?, applied))
+        Ok(Outcome::Up(self.see_started(&started).await?, applied))
+    }
+
+    async fn start(&self, workload: &Workload) -> Result<(), Fault> {
+        let limit = self.core.settings.change_timeout;
+        self.persist("start", limit, |call| async move {
+            self.slot.backend.start(&call, workload).await
+        })
+        .await
+    }
+
+    /// What became of it, once it was started. What went down with its daemon is started again.
+    async fn see_started(&self, workload: &Workload) -> Result<Observed, Fault> {
+        let epoch = |slot: &Slot| slot.report().and_then(|r| r.epoch);
+        let mut before = epoch(self.slot);
+        loop {
+            let seen = self.see().await?;
+            if !matches!(seen.state, ObservedState::Ended { .. }) {
+                return Ok(seen);
+            }
+            self.slot.probe().await;
+            let now = epoch(self.slot);
+            if now == before {
+                return Ok(seen);
+            }
+            before = now;
+            self.start(workload).await?;
+        }
     }
 
     pub(super) async fn take_down(&self) -> Result<(), Fault> {

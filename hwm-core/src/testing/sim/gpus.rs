@@ -137,7 +137,7 @@ impl Gpus {
         Self {
             cards: cards.collect(),
             mig_on_demand,
-            events: broadcast::Sender::new(256),
+            events: broadcast::Sender::new(64),
             reports: Vec::new(),
             made: 1 << 32,
         }

@@ -375,7 +375,7 @@ impl Sim {
         self.change(|world, _| {
             let state = world.daemon_mut(daemon);
             if presence != Presence::Up {
-                state.events = tokio::sync::broadcast::Sender::new(1024);
+                state.events = tokio::sync::broadcast::Sender::new(128);
             }
             state.presence.send_replace(presence);
         });

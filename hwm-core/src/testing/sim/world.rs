@@ -71,7 +71,7 @@ impl Default for DaemonState {
         Self {
             presence: watch::Sender::default(),
             run: 0,
-            events: broadcast::Sender::new(1024),
+            events: broadcast::Sender::new(128),
         }
     }
 }
@@ -488,7 +488,7 @@ impl World {
     pub(super) fn restart_daemon(&mut self, daemon: Daemon, now: Timestamp) {
         let state = self.daemon_mut(daemon);
         state.run += 1;
-        state.events = broadcast::Sender::new(1024);
+        state.events = broadcast::Sender::new(128);
         if daemon == Daemon::Containers {
             self.end_all(daemon, now, 143);
         }
@@ -506,7 +506,9 @@ impl World {
         self.gpus.reboot();
     }
 
+    /// Ends everything of a daemon, other owners' too: that is the node's doing, and no manager's.
     fn end_all(&mut self, daemon: Daemon, now: Timestamp, exit_code: i64) {
+        let touched = self.changed_foreign();
         let up: Vec<Key> = self
             .guests
             .keys()
@@ -517,6 +519,14 @@ impl World {
             let cause = (daemon == Daemon::Machines).then(|| "the host went down".to_owned());
             self.end(&key, now, Some(exit_code), cause);
         }
+        let foreign = std::mem::take(&mut self.foreign);
+        self.foreign = foreign
+            .into_iter()
+            .map(|(key, was)| match self.guests.get(&key) {
+                Some(guest) if !touched.contains(&label(&key)) => (key, guest.fingerprint()),
+                _ => (key, was),
+            })
+            .collect();
     }
 
     pub(super) fn epoch(&self, daemon: Daemon) -> String {
@@ -537,10 +547,12 @@ impl World {
     pub(super) fn changed_foreign(&self) -> Vec<String> {
         let is_same = |key: &Key, was: &String| self.guests.get(key).is_some_and(|g| g.fingerprint() == *was);
         let changed = self.foreign.iter().filter(|(key, was)| !is_same(key, was));
-        changed
-            .map(|(key, _)| format!("{}/{}", key.owner, key.id))
-            .collect()
+        changed.map(|(key, _)| label(key)).collect()
     }
+}
+
+fn label(key: &Key) -> String {
+    format!("{:?}/{}/{}", key.daemon, key.owner, key.id)
 }
 
 fn container_id(number: u64) -> String {

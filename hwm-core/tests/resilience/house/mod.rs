@@ -139,6 +139,10 @@ impl Life {
         unless(&self.dead, self.incarnation.within(work)).await
     }
 
+    pub(crate) fn is_dead(&self) -> bool {
+        self.dead.is_cancelled()
+    }
+
     /// Kills it, as SIGKILL does.
     pub(crate) fn kill(&self) {
         self.incarnation.crash();

@@ -98,8 +98,9 @@ pub(crate) async fn history(world: &World) -> Vec<String> {
     let line = |e: &StoredEvent| {
         let event = &e.event;
         format!(
-            "    {} {:?} {:?} {}",
+            "    {} {:?} {:?} {:?} {}",
             event.time.as_millis(),
+            event.resource,
             event.kind,
             event.operation,
             event.data

@@ -4,16 +4,23 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 
-/// Runs `test` with so many seeds, or as many as `HWM_SEEDS` says, on every core; or with the one that
-/// `HWM_SEED` names. `test` answers what is wrong.
-pub(crate) fn each(usual: u64, test: impl Fn(u64) -> Vec<String> + Sync) {
-    let number = |name: &str| std::env::var(name).ok().map(|n| n.parse::<u64>().unwrap());
+fn number(name: &str) -> Option<u64> {
+    std::env::var(name).ok().map(|n| n.parse().unwrap())
+}
+
+/// Runs `test` with so many seeds, or as many as `HWM_SEEDS` says.
+pub(crate) fn many(usual: u64, test: impl Fn(u64) -> Vec<String> + Sync) {
+    each(number("HWM_SEEDS").unwrap_or(usual), test);
+}
+
+/// Runs `test` with so many seeds on every core, or with the one that `HWM_SEED` names. `test` answers what
+/// is wrong.
+pub(crate) fn each(count: u64, test: impl Fn(u64) -> Vec<String> + Sync) {
     if let Some(seed) = number("HWM_SEED") {
         let wrong = test(seed);
         assert!(wrong.is_empty(), "seed {seed}:\n{}", wrong.join("\n"));
         return;
     }
-    let count = number("HWM_SEEDS").unwrap_or(usual);
     let (next, failed) = (AtomicU64::new(0), Mutex::new(Vec::new()));
     let work = || {
         loop {
