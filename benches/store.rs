@@ -85,22 +85,20 @@ fn open(path: &Path) -> Result<SqliteStore, Error> {
     Ok(SqliteStore::open(path, SealingKey::from_bytes([7; 32]))?)
 }
 
-/// A store with so many resources, written a thousand at a time.
+/// A store with so many resources, written some hundreds at a time.
 fn filled(runtime: &Runtime, path: &Path, rows: u64) -> Result<SqliteStore, Error> {
+    const AT_ONCE: usize = 500;
     let store = open(path)?;
     runtime.block_on(async {
-        for first in (0..rows).step_by(4_000) {
-            let transactions = (first..rows.min(first + 4_000)).step_by(1_000).map(|first| {
-                let records = (first..rows.min(first + 1_000)).map(|n| write(record(n), None));
-                let transaction = Transaction {
-                    records: records.collect(),
+        for first in (0..rows).step_by(AT_ONCE) {
+            let records = (first..rows).take(AT_ONCE).map(|n| write(record(n), None));
+            let records = records.collect();
+            store
+                .commit(Transaction {
+                    records,
                     ..Transaction::default()
-                };
-                store.commit(transaction)
-            });
-            for committed in join_all(transactions).await {
-                committed?;
-            }
+                })
+                .await?;
         }
         Ok::<(), Error>(())
     })?;

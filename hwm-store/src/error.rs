@@ -41,6 +41,12 @@ pub enum OpenError {
         /// The file.
         path: PathBuf,
     },
+    /// The file system cannot hold a write-ahead log, which needs shared memory.
+    #[error("{path} cannot have a write-ahead log: choose a folder on a local disk")]
+    NoLog {
+        /// The file.
+        path: PathBuf,
+    },
     /// The file is damaged.
     #[error("{path} is damaged: restore it from a backup")]
     Damaged {

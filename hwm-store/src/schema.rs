@@ -39,7 +39,11 @@ pub(crate) fn open_writer(path: &Path, key: &SealingKey) -> Result<Connection, O
             path: path.to_owned(),
         });
     }
-    configure_writer(&db).map_err(sqlite)?;
+    if !configure_writer(&db).map_err(sqlite)? {
+        return Err(OpenError::NoLog {
+            path: path.to_owned(),
+        });
+    }
     migrate(&mut db, version, MIGRATIONS).map_err(sqlite)?;
     check_key(&mut db, path, key)?;
     Ok(db)
@@ -49,7 +53,7 @@ pub(crate) fn open_writer(path: &Path, key: &SealingKey) -> Result<Connection, O
 pub(crate) fn open_reader(path: &Path) -> Result<Connection, OpenError> {
     let sqlite = |error| OpenError::from_sqlite(path, error);
     let db = connect(path).map_err(sqlite)?;
-    db.execute_batch("PRAGMA query_only = ON; PRAGMA cache_size = -1024;")
+    db.execute_batch("PRAGMA query_only = ON; PRAGMA cache_size = -512;")
         .map_err(sqlite)?;
     Ok(db)
 }
@@ -94,14 +98,18 @@ fn connect(path: &Path) -> rusqlite::Result<Connection> {
     Ok(db)
 }
 
-fn configure_writer(db: &Connection) -> rusqlite::Result<()> {
+/// Answers false when the file system cannot hold a write-ahead log.
+fn configure_writer(db: &Connection) -> rusqlite::Result<bool> {
+    let mode: String = db.query_row("PRAGMA journal_mode = WAL", [], |row| row.get(0))?;
     db.execute_batch(
-        "PRAGMA journal_mode = WAL;
-         PRAGMA synchronous = FULL;
+        "PRAGMA synchronous = FULL;
+         PRAGMA secure_delete = FAST;
          PRAGMA wal_autocheckpoint = 4000;
          PRAGMA journal_size_limit = 67108864;
-         PRAGMA cache_size = -8192;",
-    )
+         PRAGMA cache_size = -16384;
+         PRAGMA cache_spill = OFF;",
+    )?;
+    Ok(mode == "wal")
 }
 
 fn number(db: &Connection, pragma: &str) -> rusqlite::Result<i64> {

@@ -3,12 +3,14 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use hwm_core::event::StoredEvent;
 use hwm_core::store::{CommitError, PruneLimits, StoreError, Transaction};
 use rusqlite::Connection;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
 use crate::error::failed;
 use crate::group::{Group, Known};
@@ -21,12 +23,18 @@ const GROUP: usize = 256;
 /// The most that waits; more callers are held back.
 const QUEUE: usize = 1024;
 
+/// After so long without work the memory that work took is given back.
+const IDLE: Duration = Duration::from_secs(5);
+
 type Answer<T, E> = oneshot::Sender<Result<T, E>>;
 
 enum Job {
     Commit(Box<Transaction>, Answer<Vec<StoredEvent>, CommitError>),
     Prune(PruneLimits, Answer<prune::Pruned, StoreError>),
 }
+
+/// A job and its place in the queue.
+type Waiting = (Job, OwnedSemaphorePermit);
 
 /// What the writer has done since the store was opened.
 #[derive(Debug, Default)]
@@ -37,14 +45,15 @@ pub(crate) struct Done {
 
 /// The way to the writing thread. It ends, after what is queued, when this is dropped.
 pub(crate) struct Writer {
-    jobs: Option<mpsc::Sender<Job>>,
+    jobs: Option<mpsc::Sender<Waiting>>,
+    places: Arc<Semaphore>,
     thread: Option<JoinHandle<()>>,
     done: Arc<Done>,
 }
 
 impl Writer {
     pub(crate) fn spawn(db: Connection, key: SealingKey) -> std::io::Result<Self> {
-        let (jobs, queue) = mpsc::channel(QUEUE);
+        let (jobs, queue) = mpsc::channel();
         let done = Arc::new(Done::default());
         let worker = Worker {
             db,
@@ -57,6 +66,7 @@ impl Writer {
             .spawn(move || worker.run(queue))?;
         Ok(Self {
             jobs: Some(jobs),
+            places: Arc::new(Semaphore::new(QUEUE)),
             thread: Some(thread),
             done,
         })
@@ -79,7 +89,8 @@ impl Writer {
         let gone = || StoreError::new("committing", "the store's writer has ended: open the store again");
         let (answer, answered) = oneshot::channel();
         let jobs = self.jobs.as_ref().ok_or_else(gone)?;
-        jobs.send(job(answer)).await.map_err(|_| gone())?;
+        let place = self.places.clone().acquire_owned().await.map_err(|_| gone())?;
+        jobs.send((job(answer), place)).map_err(|_| gone())?;
         answered.await.map_err(|_| gone())
     }
 }
@@ -103,11 +114,11 @@ struct Worker {
 }
 
 impl Worker {
-    fn run(mut self, mut queue: mpsc::Receiver<Job>) {
-        while let Some(first) = queue.blocking_recv() {
+    fn run(mut self, queue: mpsc::Receiver<Waiting>) {
+        while let Some(first) = self.next(&queue) {
             let mut commits = Vec::new();
             let mut next = Some(first);
-            while let Some(job) = next {
+            while let Some((job, _place)) = next {
                 match job {
                     Job::Commit(transaction, answer) => commits.push((transaction, answer)),
                     Job::Prune(limits, answer) => {
@@ -125,6 +136,19 @@ impl Worker {
             }
             self.commit_all(commits);
         }
+    }
+
+    /// Waits for a job; none when there will be no more.
+    fn next(&self, queue: &mpsc::Receiver<Waiting>) -> Option<Waiting> {
+        match queue.recv_timeout(IDLE) {
+            Ok(job) => return Some(job),
+            Err(RecvTimeoutError::Disconnected) => return None,
+            Err(RecvTimeoutError::Timeout) => {}
+        }
+        if let Err(error) = self.db.release_memory() {
+            tracing::warn!(%error, "the store could not give memory back");
+        }
+        queue.recv().ok()
     }
 
     fn commit_all(&mut self, commits: Vec<Asked>) {

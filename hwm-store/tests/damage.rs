@@ -16,7 +16,7 @@ use rusqlite::Connection;
 use tempfile::TempDir;
 
 mod common;
-use common::{Random, record};
+use common::{Random, record, times};
 
 fn key() -> SealingKey {
     SealingKey::from_bytes([7; 32])
@@ -244,7 +244,7 @@ async fn a_damaged_file_is_an_error_and_never_a_panic() {
     let whole = std::fs::read(&path).unwrap();
     let mut random = Random(1);
     let (mut refused, mut failing) = (0, 0);
-    for mutant in 0..MUTANTS {
+    for mutant in 0..times(MUTANTS) {
         let mut damaged = whole.clone();
         for _ in 0..=random.below(8) {
             let at = random.below(damaged.len() as u64) as usize;
@@ -297,7 +297,7 @@ async fn a_log_that_is_cut_off_leaves_the_commits_before() {
     drop(store);
 
     let mut random = Random(2);
-    for cut in 0..CUTS {
+    for cut in 0..times(CUTS) {
         let length = random.below(log.len() as u64 + 1);
         let mut log = log.clone();
         let rubbish = &mut log[length as usize..];

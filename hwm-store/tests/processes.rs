@@ -139,7 +139,7 @@ fn what_was_acknowledged_survives_a_kill() {
     let path = folder.path().join("hwm.db");
     let mut acknowledged = [0; CALLERS as usize];
     let mut random = common::Random(std::process::id().into());
-    for kill in 0..KILLS {
+    for kill in 0..common::times(KILLS) {
         let mut child = child("commit", &path).spawn().unwrap();
         let output = child.stdout.take().unwrap();
         let reader = std::thread::spawn(move || {

@@ -270,7 +270,7 @@ impl State {
         gone += before - self.remembered.len();
 
         let is_over =
-            |r: &Record| r.phase == Phase::Deleted && r.deleted_at.unwrap_or(r.updated_at) < limits.deleted;
+            |r: &Record| r.phase == Phase::Deleted && r.deleted_at.is_some_and(|at| at < limits.deleted);
         let over: BTreeSet<ResourceId> = self
             .records
             .values()

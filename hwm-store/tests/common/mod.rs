@@ -25,6 +25,11 @@ impl Random {
     }
 }
 
+/// How often to do what is done `n` times in every run: `HWM_TEST_TIMES` times that.
+pub(crate) fn times(n: u64) -> u64 {
+    n * std::env::var("HWM_TEST_TIMES").map_or(1, |times| times.parse().expect("HWM_TEST_TIMES is a number"))
+}
+
 /// A queued container with a secret, `canary-` and its number.
 pub(crate) fn record(n: u64) -> Record {
     let at = Timestamp::from_millis(1_790_000_000_000 + n as i64);

@@ -226,7 +226,7 @@ pub(super) async fn pages_agree_with_a_plain_sort(store: &impl Store) {
     unfit_cursors_select_nothing(store).await;
 }
 
-/// Changes every third record in everything that lists look at.
+/// Changes every third record, some in everything that lists look at, some only in when they were changed.
 async fn change(store: &impl Store, random: &mut Random, all: &mut [Record]) {
     let mut records = Vec::new();
     for (n, old) in all.iter_mut().enumerate() {
@@ -234,23 +234,25 @@ async fn change(store: &impl Store, random: &mut Random, all: &mut [Record]) {
             continue;
         }
         let expected = Some(old.revision);
-        *old = Record {
-            revision: old.revision + 1,
-            ..drawn_record(random, n as u64)
+        let drawn = drawn_record(random, n as u64);
+        *old = if random.one_in(2) {
+            let updated_at = drawn.updated_at;
+            Record {
+                updated_at,
+                ..old.clone()
+            }
+        } else {
+            drawn
         };
-        records.push(RecordWrite {
-            record: old.clone(),
-            expected,
-        });
+        old.revision = expected.map_or(1, |r| r + 1);
+        let record = old.clone();
+        records.push(RecordWrite { record, expected });
     }
-    commit(
-        store,
-        Transaction {
-            records,
-            ..Transaction::default()
-        },
-    )
-    .await;
+    let transaction = Transaction {
+        records,
+        ..Transaction::default()
+    };
+    commit(store, transaction).await;
 }
 
 async fn unfit_cursors_select_nothing(store: &impl Store) {
