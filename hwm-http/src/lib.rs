@@ -1,4 +1,4 @@
-//! The REST API of hwm: [`router`] turns a [`Manager`](hwm_core::manager::Manager) into an [`axum::Router`].
+//! The REST API of hwm: [`router`] turns a [`Manager`] into an [`axum::Router`].
 //!
 //! ```no_run
 //! use hwm_http::{Options, auth::Auth};
