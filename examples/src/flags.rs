@@ -88,6 +88,25 @@ pub(crate) struct Serve {
     /// auto, nvml, none, or a simulated set such as sim:a100-40gb*2,a30+mig
     #[arg(long, env = "HWM_GPUS", default_value = "auto", value_name = "GPUS")]
     pub(crate) gpus: Gpus,
+    /// Switch MIG on where a slice is wanted and the card does so without a reset
+    #[arg(long, env = "HWM_GPU_SWITCH_MIG", action = ArgAction::SetTrue, value_parser = FalseyValueParser::new())]
+    pub(crate) gpu_switch_mig: bool,
+    /// A MIG instance that others made and that may be handed out, by UUID, or all of them (repeatable)
+    #[arg(
+        long = "gpu-adopt",
+        env = "HWM_GPU_ADOPT",
+        value_delimiter = ',',
+        value_name = "UUID|all"
+    )]
+    pub(crate) gpu_adopt: Vec<String>,
+    /// The PCI address of a device, beyond NVIDIA's, that machines may be given (repeatable)
+    #[arg(
+        long = "gpu-device",
+        env = "HWM_GPU_DEVICES",
+        value_delimiter = ',',
+        value_name = "ADDRESS"
+    )]
+    pub(crate) gpu_devices: Vec<String>,
     /// The container engine's address [default: the local socket]
     #[arg(long, env = "DOCKER_HOST", value_name = "URL")]
     pub(crate) docker_host: Option<String>,

@@ -5,8 +5,9 @@ use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum_server::Handle;
-use axum_server::tls_rustls::RustlsConfig;
+use axum_server::accept::NoDelayAcceptor;
+use axum_server::tls_rustls::{RustlsAcceptor, RustlsConfig};
+use axum_server::{Handle, Server};
 use hwm_core::env::SystemEnvironment;
 use hwm_core::manager::{Manager, Settings};
 use hwm_core::testing::sim::{Latency, SimOptions};
@@ -28,6 +29,8 @@ const ANSWERS: Duration = Duration::from_secs(3);
 const STEPS: Duration = Duration::from_secs(4);
 /// The whole of it; a call that blocks does not hold up the end beyond this.
 const END: Duration = Duration::from_secs(9);
+/// How long a client may take to send the head of a request.
+const HEADERS: Duration = Duration::from_secs(30);
 /// More threads than that only cost memory: what takes long waits for daemons and disks.
 const MOST_THREADS: usize = 8;
 
@@ -90,21 +93,17 @@ async fn serve(flags: Serve) -> Result<(), Failure> {
     let service = app.into_make_service_with_connect_info::<SocketAddr>();
     let scheme = if tls.is_some() { "https" } else { "http" };
     ready(&format!("listening on {scheme}://{address}"));
+    let server = bounded(
+        axum_server::from_tcp(listener)
+            .map_err(system("cannot listen"))?
+            .handle(handle),
+    );
     let served = match tls {
         Some(tls) => {
-            axum_server::from_tcp_rustls(listener, tls)
-                .map_err(system("cannot listen"))?
-                .handle(handle)
-                .serve(service)
-                .await
+            let acceptor = RustlsAcceptor::new(tls).acceptor(NoDelayAcceptor::new());
+            server.acceptor(acceptor).serve(service).await
         }
-        None => {
-            axum_server::from_tcp(listener)
-                .map_err(system("cannot listen"))?
-                .handle(handle)
-                .serve(service)
-                .await
-        }
+        None => server.acceptor(NoDelayAcceptor::new()).serve(service).await,
     };
     ending.abort();
     manager.shutdown(STEPS).await;
@@ -139,6 +138,12 @@ async fn build(
         }
         _ => Ok(builder.settings(Settings::default()).build().await?),
     }
+}
+
+/// Closes connections that ask for nothing, or take for ever to ask.
+fn bounded(mut server: Server<SocketAddr>) -> Server<SocketAddr> {
+    server.http_builder().http1().header_read_timeout(HEADERS);
+    server.first_request_timeout(HEADERS)
 }
 
 fn cors(origins: &[String]) -> Cors {

@@ -145,7 +145,7 @@ async fn take_what_answers(
     match answer(&*backend, what.patience).await {
         Ok(version) => {
             place.data.note(&note)?;
-            tracing::info!("{kind}: {name} {version}, because it answers");
+            tracing::info!("{kind}: {name} ({version}), because it answers");
             Ok(Some(backend))
         }
         Err(reason) if place.data.is_noted(&note) => {

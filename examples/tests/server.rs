@@ -4,6 +4,7 @@
 mod common;
 
 use std::fs;
+use std::io::{Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::time::{Duration, Instant};
 
@@ -31,6 +32,10 @@ async fn a_ready_server_prints_one_line_and_its_secrets_are_its_own() {
         [0o600; 3]
     );
 
+    let told = Instant::now();
+    while !server.stderr().contains("eyJ") && told.elapsed() < Duration::from_secs(10) {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
     let stderr = server.stderr();
     assert!(stderr.contains("SIMULATED"), "{stderr}");
     let admin = stderr
@@ -294,6 +299,24 @@ async fn https_is_served_with_a_certificate_and_its_key() {
     broken.args(tls).args(SIMULATED).arg("--data-dir").arg(&data);
     let (status, _, err) = run(&mut broken);
     assert!(!status.success() && err.contains("key.pem"), "{err}");
+}
+
+#[test]
+fn a_connection_that_does_not_ask_is_closed() {
+    let (_folder, data) = data_dir();
+    let server = Server::start(&data, &SIMULATED);
+    let address = server.url.strip_prefix("http://").unwrap();
+    let mut silent = std::net::TcpStream::connect(address).unwrap();
+    let mut slow = std::net::TcpStream::connect(address).unwrap();
+    slow.write_all(b"GET /health HTTP/1.1\r\nHost: x\r\n").unwrap();
+    for connection in [&mut silent, &mut slow] {
+        connection
+            .set_read_timeout(Some(Duration::from_secs(45)))
+            .unwrap();
+        let mut answer = Vec::new();
+        connection.read_to_end(&mut answer).expect("it is closed");
+        assert!(!answer.starts_with(b"HTTP/1.1 200"));
+    }
 }
 
 #[test]

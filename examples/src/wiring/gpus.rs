@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use hwm_core::accelerator::Accelerators;
 use hwm_core::testing::sim::Sim;
-use hwm_gpu::{NvmlAccelerators, Options};
+use hwm_gpu::{Adopt, NvmlAccelerators, Options};
 
 use super::Place;
 use crate::failure::Failure;
@@ -57,7 +57,17 @@ pub(super) async fn choose(
 }
 
 async fn nvml(place: &Place<'_>) -> Result<NvmlAccelerators, Failure> {
-    let options = Options::new(place.data.join("gpus"));
+    let flags = place.flags;
+    let options = Options {
+        switch_mig: flags.gpu_switch_mig,
+        adopt: match flags.gpu_adopt.as_slice() {
+            [] => Adopt::None,
+            all if all.iter().any(|uuid| uuid == "all") => Adopt::All,
+            these => Adopt::These(these.to_vec()),
+        },
+        also: flags.gpu_devices.clone(),
+        ..Options::new(place.data.join("gpus"))
+    };
     NvmlAccelerators::open(options)
         .await
         .map_err(|source| Failure::Backend {

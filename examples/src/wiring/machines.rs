@@ -88,12 +88,9 @@ mod real {
             what: "libvirt",
             source: Box::new(source),
         })?;
-        rules.os_images = backend
-            .catalog()
-            .images()
-            .iter()
-            .map(|i| i.name.as_str().to_owned())
-            .collect();
+        let images = backend.catalog().images().iter();
+        let names = images.flat_map(|image| std::iter::once(&image.name).chain(&image.aliases));
+        rules.os_images = names.map(|name| name.as_str().to_owned()).collect();
         Ok(Arc::new(backend))
     }
 }
