@@ -21,7 +21,7 @@ use crate::resource::Record;
 /// [`Error::NotFound`]. What it may see but not do is [`Error::Forbidden`].
 ///
 /// Every future may be dropped at any await. A request whose future was dropped may or may not have been
-/// accepted; with an [`Idempotency`] key it can be repeated.
+/// accepted; with an [`Idempotency`](super::Idempotency) key it can be repeated.
 #[derive(Clone)]
 pub struct Scoped {
     core: Arc<Core>,

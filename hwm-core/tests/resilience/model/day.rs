@@ -106,7 +106,7 @@ struct Day {
 
 /// What came of a request.
 enum Answer {
-    Accepted(Accepted),
+    Accepted(Box<Accepted>),
     Refused(Error),
     /// The manager died, or its store failed: it may have happened.
     None,
@@ -182,7 +182,7 @@ impl Day {
         self.note(line);
         match answer {
             None | Some(Err(Error::Store(_))) => Answer::None,
-            Some(Ok(accepted)) => Answer::Accepted(accepted),
+            Some(Ok(accepted)) => Answer::Accepted(Box::new(accepted)),
             Some(Err(error)) => Answer::Refused(error),
         }
     }
