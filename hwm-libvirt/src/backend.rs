@@ -25,7 +25,7 @@ use crate::domain::{
     HostCapabilities, Hypervisor, PoolSeen, domain_name, domain_xml, host_capabilities, pool, pool_xml,
 };
 use crate::images::Images;
-use crate::lifecycle::{Place, Start};
+use crate::lifecycle::{FIRST_BOOT, Place, Start};
 use crate::machine::{self, Parts, Surroundings};
 use crate::network::HostNetwork;
 use crate::observe::Observations;
@@ -414,20 +414,27 @@ impl Backend for Libvirt {
         let mut spec =
             machine::domain(workload, &image, &around, &inner.options).map_err(|f| f.into_backend(&doing))?;
         spec.tag.started = Some(crate::observe::now());
+        let erased = machine::seed_without_password(workload, &image, &inner.options)
+            .map_err(|f| f.into_backend(&doing))?
+            .map(Arc::new);
         let start = Start {
             domain: domain_xml(&spec)
                 .map_err(|e| BackendError::new(BackendErrorKind::Invalid, &doing, e.to_string()))?,
             tag: spec.tag,
             disk_bytes: config.disk.0,
+            seed_without_password: erased.clone(),
         };
         let place = inner.place(workload.id);
         inner
             .connection
-            .run_long(&doing, call.timeout, hold(&turn), move |host| {
+            .run(&doing, call.timeout, hold(&turn), move |host| {
                 place.start(host, &start)
             })
             .await?;
         inner.observations.forget(workload.id);
+        if let Some(seed) = erased {
+            inner.erase_password_later(workload.id, seed);
+        }
         if config.network_config.ip_mode == IpMode::Dhcp {
             crate::observe::find_address(inner, workload.id);
         }
@@ -461,7 +468,7 @@ impl Backend for Libvirt {
         }
         inner
             .connection
-            .run_long(&doing, call.timeout, hold(&turn), move |host| {
+            .run(&doing, call.timeout, hold(&turn), move |host| {
                 if place.is_up(host)? {
                     host.destroy(id)?;
                 }
@@ -479,7 +486,7 @@ impl Backend for Libvirt {
         let place = inner.place(id);
         inner
             .connection
-            .run_long(&doing, call.timeout, hold(&turn), move |host| place.remove(host))
+            .run(&doing, call.timeout, hold(&turn), move |host| place.remove(host))
             .await?;
         inner.observations.forget(id);
         crate::logs::forget(inner, id);
@@ -509,6 +516,25 @@ impl Backend for Libvirt {
 }
 
 impl Inner {
+    /// Takes the clear password out of the seed once the guest has had the time to read it. Where this process ends
+    /// before, the next start does.
+    fn erase_password_later(self: &Arc<Self>, id: ResourceId, seed: Arc<zeroize::Zeroizing<Vec<u8>>>) {
+        let inner = Arc::downgrade(self);
+        tokio::spawn(async move {
+            tokio::time::sleep(FIRST_BOOT).await;
+            let Some(inner) = inner.upgrade() else { return };
+            let place = inner.place(id);
+            let erased = inner
+                .ask("erasing a password from a seed", move |host| {
+                    place.erase_password(host, &seed)
+                })
+                .await;
+            if let Err(error) = erased {
+                tracing::warn!(%error, %id, "the seed still holds a password; the next start erases it");
+            }
+        });
+    }
+
     /// Presses the power button and waits; answers whether the machine is down. Guests that are still booting miss
     /// the button, so it is pressed again.
     async fn shut_down(&self, doing: &str, turn: &Turn, id: ResourceId, grace: Duration) -> Result<bool> {

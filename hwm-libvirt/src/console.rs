@@ -3,7 +3,9 @@
 
 use std::collections::HashMap;
 use std::os::unix::net::UnixStream as StdUnixStream;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, Weak};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use hwm_core::backend::{
@@ -15,13 +17,15 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::sync::{broadcast, mpsc};
 
-use crate::backend::{Inner, Libvirt, lock};
-use crate::connection::{ConsoleStream, Fault, FaultKind};
+use crate::backend::{Inner, Libvirt, QUICK, lock};
+use crate::connection::{ConsoleStream, Fault, FaultKind, Host};
 use crate::domain::DomainSeen;
 use crate::lifecycle::Place;
 
 /// How much is read at a time.
 const CHUNK: usize = 64 * 1024;
+/// How often a serial line that is quiet is looked at.
+const SERIAL_POLL: Duration = Duration::from_millis(10);
 /// How much of the serial line's past a viewer is shown.
 const SCROLLBACK: usize = 64 * 1024;
 
@@ -31,18 +35,14 @@ pub(crate) struct SerialHubs(Mutex<HashMap<ResourceId, Weak<Hub>>>);
 
 /// A serial line and all who see it. It is closed with its last viewer.
 struct Hub {
-    stream: ConsoleStream,
     output: broadcast::Sender<Arc<[u8]>>,
     input: mpsc::Sender<Vec<u8>>,
+    closing: Arc<AtomicBool>,
 }
 
 impl Drop for Hub {
     fn drop(&mut self) {
-        let stream = self.stream.clone();
-        // It asks libvirt, which may take its time.
-        let _ = std::thread::Builder::new()
-            .name("libvirt-console-close".into())
-            .spawn(move || stream.close());
+        self.closing.store(true, Ordering::Relaxed);
     }
 }
 
@@ -50,10 +50,7 @@ impl SerialHubs {
     /// Ends the serial line of a machine for all who see it.
     pub(crate) fn close(&self, id: ResourceId) {
         if let Some(hub) = lock(&self.0).remove(&id).and_then(|hub| hub.upgrade()) {
-            let stream = hub.stream.clone();
-            let _ = std::thread::Builder::new()
-                .name("libvirt-console-close".into())
-                .spawn(move || stream.close());
+            hub.closing.store(true, Ordering::Relaxed);
         }
     }
 
@@ -69,7 +66,7 @@ impl SerialHubs {
 }
 
 /// What runs, or why there is no console.
-fn running(place: &Place, host: &crate::connection::Host) -> std::result::Result<DomainSeen, Fault> {
+fn running(place: &Place, host: &Host) -> std::result::Result<DomainSeen, Fault> {
     if !place.is_up(host)? {
         return Err(Fault::new(FaultKind::NotFound, "the machine does not run"));
     }
@@ -151,48 +148,23 @@ impl Inner {
     async fn open_hub(&self, id: ResourceId) -> Result<Arc<Hub>> {
         let place = self.place(id);
         let doing = "opening the serial console";
-        let stream = self
-            .ask(doing, move |host| {
-                running(&place, host)?;
-                host.open_console(id)
-            })
-            .await?;
-        let (input, mut typed) = mpsc::channel::<Vec<u8>>(Session::CREDIT);
+        let open = move |host: Host| {
+            running(&place, &host)?;
+            host.open_console(id)
+        };
+        let stream = self.connection.run_owned(doing, QUICK, open).await?;
+        let (input, typed) = mpsc::channel::<Vec<u8>>(Session::CREDIT);
+        let closing = Arc::new(AtomicBool::new(false));
+        let output = broadcast::Sender::new(256);
         let hub = Arc::new(Hub {
-            stream: stream.clone(),
-            output: broadcast::Sender::new(256),
+            output: output.clone(),
             input,
+            closing: closing.clone(),
         });
-        let failed = |e: std::io::Error| BackendError::new(BackendErrorKind::Failed, doing, e.to_string());
-        let (reader, output) = (stream.clone(), Arc::downgrade(&hub));
         std::thread::Builder::new()
             .name("libvirt-console".into())
-            .spawn(move || {
-                let mut buffer = vec![0; CHUNK];
-                while let Ok(n) = reader.receive(&mut buffer) {
-                    match output.upgrade() {
-                        Some(hub) if n > 0 => {
-                            let _ = hub.output.send(Arc::from(&buffer[..n]));
-                        }
-                        Some(_) | None => break,
-                    }
-                }
-                // All who listen see the end.
-                if let Some(hub) = output.upgrade() {
-                    let _ = hub.output.send(Arc::from(&[][..]));
-                }
-            })
-            .map_err(failed)?;
-        std::thread::Builder::new()
-            .name("libvirt-console-input".into())
-            .spawn(move || {
-                while let Some(bytes) = typed.blocking_recv() {
-                    if stream.send(&bytes).is_err() {
-                        break;
-                    }
-                }
-            })
-            .map_err(failed)?;
+            .spawn(move || carry(stream, &output, typed, &closing))
+            .map_err(|e| BackendError::new(BackendErrorKind::Failed, doing, e.to_string()))?;
         self.hubs.put(id, &hub);
         Ok(hub)
     }
@@ -208,6 +180,48 @@ impl Inner {
         }
         log
     }
+}
+
+/// Carries bytes between a serial line and its viewers until either ends; an empty piece tells them the end.
+fn carry(
+    stream: ConsoleStream,
+    output: &broadcast::Sender<Arc<[u8]>>,
+    mut typed: mpsc::Receiver<Vec<u8>>,
+    closing: &AtomicBool,
+) {
+    let mut buffer = vec![0; CHUNK];
+    let mut pending = Vec::new();
+    while !closing.load(Ordering::Relaxed) {
+        let mut idle = true;
+        match stream.receive(&mut buffer) {
+            Ok(None) => {}
+            Ok(Some(n)) if n > 0 => {
+                let _ = output.send(Arc::from(&buffer[..n]));
+                idle = false;
+            }
+            Ok(Some(_)) | Err(_) => break,
+        }
+        if pending.is_empty()
+            && let Ok(bytes) = typed.try_recv()
+        {
+            pending = bytes;
+        }
+        if !pending.is_empty() {
+            match stream.send(&pending) {
+                Ok(0) => {}
+                Ok(n) => {
+                    pending.drain(..n);
+                    idle = false;
+                }
+                Err(_) => break,
+            }
+        }
+        if idle {
+            std::thread::sleep(SERIAL_POLL);
+        }
+    }
+    let _ = output.send(Arc::from(&[][..]));
+    stream.close();
 }
 
 /// One viewer of the screen.

@@ -375,7 +375,7 @@ impl Shared {
         let (tell, label) = (tell.clone(), image.name.to_string());
         let facts = self
             .connection
-            .run_long(&format!("storing image {label}"), TRANSFER, None, move |host| {
+            .run(&format!("storing image {label}"), TRANSFER, None, move |host| {
                 host.create_volume(&pool, &xml)?;
                 let file = std::fs::File::open(&path).map_err(|e| Fault::other(e.to_string()))?;
                 let mut source = Progressing {

@@ -1,7 +1,6 @@
 //! KVM or emulation. That `/dev/kvm` is there proves nothing: on some hosts guests then hang, so KVM is tried.
 
-use std::sync::mpsc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use hwm_core::backend::Result;
 
@@ -20,7 +19,7 @@ pub(crate) async fn choose(connection: &Connection, wanted: DomainType) -> Resul
         DomainType::Auto => {}
     }
     let tried = connection
-        .run_long("trying KVM", TRIAL * 3, None, |host| {
+        .run("trying KVM", TRIAL * 3, None, |host| {
             if host.domain_capabilities(Hypervisor::Kvm.as_str())?.is_none() {
                 return Ok(Err("libvirt's host has no KVM".to_owned()));
             }
@@ -45,20 +44,18 @@ fn trial(host: &Host) -> std::result::Result<(), Fault> {
     let xml = kvm_probe_xml(&name).map_err(|e| Fault::other(e.to_string()))?;
     let uuid = host.start_transient(&xml)?;
     let spoke = host.open_transient_console(uuid).and_then(|console| {
-        let (tell, told) = mpsc::channel();
-        let reader = console.clone();
-        let reading = std::thread::spawn(move || {
-            let mut buffer = [0; 64];
-            let _ = tell.send(reader.receive(&mut buffer));
-        });
-        let answer = told.recv_timeout(TRIAL);
+        let deadline = Instant::now() + TRIAL;
+        let mut buffer = [0; 64];
+        let spoke = loop {
+            match console.receive(&mut buffer) {
+                Ok(Some(n)) if n > 0 => break Ok(()),
+                Err(fault) => break Err(fault),
+                Ok(None) if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(20)),
+                Ok(_) => break Err(Fault::other("a trial machine on KVM did not start")),
+            }
+        };
         console.close();
-        let _ = reading.join();
-        match answer {
-            Ok(Ok(n)) if n > 0 => Ok(()),
-            Ok(Err(fault)) => Err(fault),
-            Ok(Ok(_)) | Err(_) => Err(Fault::other("a trial machine on KVM did not start")),
-        }
+        spoke
     });
     let _ = host.destroy_transient(uuid);
     spoke

@@ -44,3 +44,6 @@ pub use catalog::{
 };
 pub use options::{DomainType, LibvirtOptions};
 pub use seed::ClearPassword;
+
+#[cfg(all(test, feature = "real"))]
+mod validated;

@@ -4,7 +4,12 @@
 //! that the volumes of its name are ours; where it was undefined behind our back, the mark in the seed is. A
 //! domain or a volume of our name with neither is somebody else's, and is never touched.
 
+use std::sync::Arc;
+use std::time::Duration;
+
 use hwm_core::id::ResourceId;
+use hwm_core::units::Timestamp;
+use zeroize::Zeroizing;
 
 use crate::connection::{DomainState, Fault, FaultKind, Host};
 use crate::domain::{
@@ -12,6 +17,9 @@ use crate::domain::{
 };
 use crate::machine::Parts;
 use crate::seed::{MARKER_BYTES, MARKER_OFFSET, Marker};
+
+/// How long a guest may take for its first boot, its restarts in it included.
+pub(crate) const FIRST_BOOT: Duration = Duration::from_secs(15 * 60);
 
 type Result<T> = std::result::Result<T, Fault>;
 
@@ -151,6 +159,13 @@ impl Place {
         if facts.capacity < start.disk_bytes {
             host.resize_volume(&self.pool, &disk, start.disk_bytes)?;
         }
+        if let Some(seed) = start
+            .seed_without_password
+            .as_ref()
+            .filter(|_| has_booted(&before))
+        {
+            self.erase_password(host, seed)?;
+        }
         host.define(&start.domain)?;
         match host.start(self.id) {
             Ok(()) => Ok(()),
@@ -170,6 +185,16 @@ impl Place {
                 Err(fault)
             }
         }
+    }
+
+    /// Replaces the seed by one without a password, also under a machine that runs and has read it.
+    pub(crate) fn erase_password(&self, host: &Host, seed: &[u8]) -> Result<()> {
+        let name = seed_name(self.id);
+        if !self.has_marked_seed(host)? {
+            return Ok(());
+        }
+        let mut bytes = seed;
+        host.upload(&self.pool, &name, seed.len() as u64, &mut bytes)
     }
 
     /// Whether our domain is there and runs. What is not ours is down, as far as we are concerned.
@@ -233,6 +258,15 @@ pub(crate) struct Start {
     pub(crate) domain: String,
     pub(crate) tag: Tag,
     pub(crate) disk_bytes: u64,
+    /// What the seed becomes once the guest has booted, where it holds a password in clear.
+    pub(crate) seed_without_password: Option<Arc<Zeroizing<Vec<u8>>>>,
+}
+
+/// Whether the machine ran long enough for its guest to have taken what the seed says.
+fn has_booted(tag: &Tag) -> bool {
+    let started = tag.started.map(|s| Timestamp::from_millis(s.millis));
+    let now = Timestamp::from_millis(crate::observe::now().millis);
+    started.is_some_and(|at| now.since(at) >= FIRST_BOOT)
 }
 
 fn superseded() -> Fault {

@@ -48,7 +48,7 @@ impl LiveUpdate for Libvirt {
         let (place, generation) = (inner.place(id), workload.generation);
         inner
             .connection
-            .run_long(&doing, call.timeout, hold(&turn), move |host| {
+            .run(&doing, call.timeout, hold(&turn), move |host| {
                 let (seen, tag) = match place.find(host)? {
                     Found::Domain(seen, tag) => (seen, tag),
                     Found::Volumes | Found::Nothing | Found::Foreign(_) => {

@@ -171,6 +171,23 @@ pub(crate) fn seed_bytes(
     seed_image(&seed, &marker).map_err(|e| Fault::new(FaultKind::Invalid, format!("the seed: {e}")))
 }
 
+/// The seed without the password, where the one that is written holds it in clear.
+pub(crate) fn seed_without_password(
+    workload: &Workload,
+    image: &Image,
+    options: &LibvirtOptions,
+) -> Result<Option<Zeroizing<Vec<u8>>>, Fault> {
+    let mut without = workload.clone();
+    let Config::Machine(config) = &mut without.config else {
+        return Ok(None);
+    };
+    let password = config.cloud_init.as_mut().and_then(|init| init.password.take());
+    match (image.guest, password) {
+        (Guest::Windows, Some(_)) => seed_bytes(&without, image, options).map(Some),
+        (Guest::Windows | Guest::Linux, _) => Ok(None),
+    }
+}
+
 /// The seed of a machine, with a fresh salt.
 pub(crate) fn seed(
     id: ResourceId,

@@ -14,7 +14,7 @@ use hwm_core::units::{Bytes, Cores, Timestamp};
 use tokio::sync::broadcast;
 
 use crate::agent;
-use crate::backend::{Inner, lock};
+use crate::backend::{Inner, QUICK, lock};
 use crate::connection::{ConnectionEvent, DomainState, DomainStats, StateReason};
 use crate::domain::{DomainSeen, Started, Tag, console_log_name, domain_name, resource_of};
 use crate::lifecycle::Found;
@@ -61,15 +61,18 @@ impl Observations {
         lock(&self.strays).remove(&id);
     }
 
-    /// Forgets what libvirt's events say has changed.
-    fn catch_up(&self) {
+    /// Forgets what libvirt's events say has changed; all of it where they do not come.
+    fn catch_up(&self, listening: bool) {
+        if !listening {
+            lock(&self.tags).clear();
+            lock(&self.strays).clear();
+        }
         let mut events = lock(&self.events);
         loop {
             match events.try_recv() {
                 Ok(ConnectionEvent::Domain {
                     name,
                     redefined: true,
-                    ..
                 }) => {
                     if let Some(id) = resource_of(&name) {
                         lock(&self.tags).remove(&id);
@@ -95,7 +98,7 @@ impl Inner {
                 host.all_stats(figures)
             })
             .await?;
-        self.observations.catch_up();
+        self.observations.catch_up(self.connection.is_listening());
         Ok(all
             .into_iter()
             .filter_map(|stats| {
@@ -281,6 +284,10 @@ impl Inner {
         let events = self.connection.events();
         let hints = self.hints.subscribe();
         // A stream on a connection that is not there would never end.
+        self.connection
+            .listen("listening to libvirt's events", QUICK)
+            .await?;
+        // One that has just begun to hang still looks open.
         self.ask("listening to libvirt's events", |host| host.node().map(|_| ()))
             .await?;
         let libvirt = futures_util::stream::unfold(events, |mut events| async move {

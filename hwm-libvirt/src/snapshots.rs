@@ -268,7 +268,7 @@ impl Snapshots for Libvirt {
         let ram = workload.config.ram().unwrap_or_default();
         inner
             .connection
-            .run_long(&doing, call.timeout, hold(&turn), move |host| {
+            .run(&doing, call.timeout, hold(&turn), move |host| {
                 take(&place, host, &spec, ram)
             })
             .await
@@ -282,7 +282,7 @@ impl Snapshots for Libvirt {
         let generation = workload.generation;
         let runs = inner
             .connection
-            .run_long(&doing, call.timeout, hold(&turn), move |host| {
+            .run(&doing, call.timeout, hold(&turn), move |host| {
                 let runs = go_back(&place, host, snapshot)?;
                 let (_, tag) = found(&place, host)?;
                 let xml = tag_xml(&Tag { generation, ..tag }).map_err(|e| Fault::other(e.to_string()))?;
@@ -301,7 +301,7 @@ impl Snapshots for Libvirt {
         let place = inner.place(id);
         inner
             .connection
-            .run_long(&doing, call.timeout, hold(&turn), move |host| {
+            .run(&doing, call.timeout, hold(&turn), move |host| {
                 match place.find(host)? {
                     Found::Domain(..) => {}
                     Found::Volumes | Found::Nothing | Found::Foreign(_) => return Ok(()),

@@ -17,6 +17,7 @@ use std::ptr;
 use virt::connect::Connect;
 use virt::domain::Domain;
 use virt::error::Error;
+use virt::stream::Stream;
 use virt_sys as sys;
 
 /// A domain began, stopped, or changed otherwise.
@@ -256,4 +257,29 @@ pub(super) fn set_agent_timeout(domain: &Domain, seconds: i32) -> Result<(), Err
         return Err(Error::last_error());
     }
     Ok(())
+}
+
+/// What libvirt answers for a call on a stream that would have to wait.
+const WOULD_BLOCK: c_int = -2;
+
+/// Reads what a stream has; none where it would have to wait. (`virt` takes that for an error.)
+pub(super) fn receive(stream: &Stream, buffer: &mut [u8]) -> Result<Option<usize>, Error> {
+    // SAFETY: a live stream and a buffer of the length that is given.
+    let read = unsafe { sys::virStreamRecv(stream.as_ptr(), buffer.as_mut_ptr().cast(), buffer.len()) };
+    match usize::try_from(read) {
+        Ok(read) => Ok(Some(read)),
+        Err(_) if read == WOULD_BLOCK => Ok(None),
+        Err(_) => Err(Error::last_error()),
+    }
+}
+
+/// Writes what a stream takes; 0 where it would have to wait.
+pub(super) fn send(stream: &Stream, bytes: &[u8]) -> Result<usize, Error> {
+    // SAFETY: a live stream and bytes of the length that is given, which libvirt only reads.
+    let sent = unsafe { sys::virStreamSend(stream.as_ptr(), bytes.as_ptr().cast(), bytes.len()) };
+    match usize::try_from(sent) {
+        Ok(sent) => Ok(sent),
+        Err(_) if sent == WOULD_BLOCK => Ok(0),
+        Err(_) => Err(Error::last_error()),
+    }
 }

@@ -24,7 +24,7 @@ type Result<T> = std::result::Result<T, Fault>;
 /// An open connection.
 pub(crate) struct Host {
     connect: Connect,
-    registrations: Registrations,
+    registrations: Option<Registrations>,
 }
 
 /// What a domain is doing.
@@ -119,35 +119,38 @@ fn state_of(state: u32, reason: i64) -> DomainState {
 }
 
 impl Host {
+    /// Opens a connection for calls.
+    pub(super) fn open(uri: &str) -> Result<Self> {
+        Ok(Self {
+            connect: Connect::open(Some(uri))?,
+            registrations: None,
+        })
+    }
+
     /// Opens a connection with keep-alive and events.
-    pub(super) fn open(uri: &str, keepalive: (i32, u32), shared: Arc<Shared>) -> Result<Self> {
-        let mut connect = Connect::open(Some(uri))?;
-        let prepared = (|| {
-            connect.set_keep_alive(keepalive.0, keepalive.1)?;
-            let events = shared.events.clone();
-            let on_event = move |event: DomainEvent| {
-                let kind = event.lifecycle.map(|e| e as u32);
-                let _ = events.send(ConnectionEvent::Domain {
-                    name: event.name,
-                    redefined: matches!(
-                        kind,
-                        Some(sys::VIR_DOMAIN_EVENT_DEFINED | sys::VIR_DOMAIN_EVENT_UNDEFINED)
-                    ),
-                    agent: kind.is_none(),
-                });
-            };
-            ffi::register(&connect, on_event, move || shared.ended())
-        })();
-        match prepared {
-            Ok(registrations) => Ok(Self {
-                connect,
-                registrations,
-            }),
-            Err(error) => {
-                let _ = connect.close();
-                Err(error.into())
+    pub(super) fn listen(uri: &str, keepalive: (i32, u32), shared: Arc<Shared>) -> Result<Self> {
+        let mut host = Self::open(uri)?;
+        host.connect.set_keep_alive(keepalive.0, keepalive.1)?;
+        let events = shared.events.clone();
+        let on_event = move |event: DomainEvent| {
+            let kind = event.lifecycle.map(|e| e as u32);
+            let _ = events.send(ConnectionEvent::Domain {
+                name: event.name,
+                redefined: matches!(
+                    kind,
+                    Some(sys::VIR_DOMAIN_EVENT_DEFINED | sys::VIR_DOMAIN_EVENT_UNDEFINED)
+                ),
+            });
+        };
+        // What keeps a connection must not be kept by it.
+        let shared = Arc::downgrade(&shared);
+        let closed = move || {
+            if let Some(shared) = shared.upgrade() {
+                shared.ended();
             }
-        }
+        };
+        host.registrations = Some(ffi::register(&host.connect, on_event, closed)?);
+        Ok(host)
     }
 
     pub(super) fn is_alive(&self) -> bool {
@@ -319,21 +322,23 @@ impl Host {
         Ok(ffi::open_graphics(&self.domain(id)?, false)?)
     }
 
-    /// Opens the serial console, and takes it from who else has it.
-    pub(crate) fn open_console(&self, id: ResourceId) -> Result<ConsoleStream> {
+    /// Opens the serial console, and takes it from who else has it. The connection goes with it.
+    pub(crate) fn open_console(self, id: ResourceId) -> Result<ConsoleStream> {
         let domain = self.domain(id)?;
-        self.console(&domain)
+        let stream = self.console(&domain)?;
+        drop(domain);
+        Ok(ConsoleStream::new(stream, Some(self)))
     }
 
     pub(crate) fn open_transient_console(&self, uuid: Uuid) -> Result<ConsoleStream> {
         let domain = Domain::lookup_by_uuid(&self.connect, uuid)?;
-        self.console(&domain)
+        Ok(ConsoleStream::new(self.console(&domain)?, None))
     }
 
-    fn console(&self, domain: &Domain) -> Result<ConsoleStream> {
-        let stream = Stream::new(&self.connect, 0)?;
+    fn console(&self, domain: &Domain) -> Result<Stream> {
+        let stream = Stream::new(&self.connect, sys::VIR_STREAM_NONBLOCK)?;
         domain.open_console(None, &stream, sys::VIR_DOMAIN_CONSOLE_FORCE)?;
-        Ok(ConsoleStream::new(stream))
+        Ok(stream)
     }
 
     /// Addresses that the host's ARP table has for a machine's network cards.
@@ -531,7 +536,9 @@ impl Host {
 
 impl Drop for Host {
     fn drop(&mut self) {
-        ffi::unregister(&self.connect, &self.registrations);
+        if let Some(registrations) = &self.registrations {
+            ffi::unregister(&self.connect, registrations);
+        }
         let _ = self.connect.close();
     }
 }

@@ -1,11 +1,14 @@
-//! The connection to libvirt. This folder alone names `virt`, because every call blocks: calls run on threads of
+//! The connections to libvirt. This folder alone names `virt`, because every call blocks: calls run on threads of
 //! their own, each with a deadline, and a caller never waits for a daemon that hangs.
 //!
 //! ```text
-//!   caller ──run()──► queue ──► worker threads ──► Host ──► libvirtd
-//!                     long work: a thread each        ▲
-//!   events ◄────────── libvirt's event loop ──────────┘  (keep-alive ends a connection that hangs)
+//!   caller ──run()──► a thread with a connection to itself ──► libvirtd
+//!   events ◄────────── a connection that only listens, with keep-alive ◄──┘
 //! ```
+//!
+//! No two threads ever call on one connection: libvirt's client before 10.4 can crash then (CVE-2024-4418), also
+//! where the second is its own keep-alive. So only the listening connection has keep-alive; when that finds libvirtd
+//! hung or gone, calls that hang are left behind with their connections, and new calls open new ones.
 //!
 //! A caller that goes away (its future is dropped) leaves a call that has not begun unmade; one that has begun
 //! ends by itself, and what it holds (`Hold`) is let go only then, so that the next call on the same machine
@@ -18,22 +21,25 @@ mod stream;
 
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::mpsc as std_mpsc;
 use std::sync::{Arc, Mutex, MutexGuard, Once, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use hwm_core::backend::{BackendError, BackendErrorKind};
-use tokio::sync::{broadcast, oneshot, watch};
+use tokio::sync::{Semaphore, broadcast, oneshot, watch};
 
 pub(crate) use error::{Fault, FaultKind};
 pub(crate) use host::{DomainState, DomainStats, Host, StateReason};
 pub(crate) use stream::{ConsoleStream, Source};
 
 /// How many calls may be under way at once; more wait.
-const WORKERS: usize = 8;
-/// How often libvirtd is asked whether it lives, and how often in vain, before the connection is given up.
+const AT_ONCE: usize = 16;
+/// How many connections are kept for later calls.
+const KEPT: usize = 8;
+/// How often libvirtd is asked whether it lives, and how often in vain, before it is given up.
 const KEEPALIVE: (i32, u32) = (5, 3);
+/// How often a connection that cannot listen tries again, when there are calls.
+const LISTEN_AGAIN: Duration = Duration::from_secs(2);
 
 /// Something to let go of when a call has really ended.
 pub(crate) type Hold = Option<Arc<dyn Any + Send + Sync>>;
@@ -47,36 +53,46 @@ pub(crate) enum ConnectionEvent {
         name: String,
         /// Whether its definition may be another one.
         redefined: bool,
-        /// Whether its guest agent came or went.
-        agent: bool,
     },
     /// The connection is lost.
     Lost,
 }
 
-/// A handle to the connection; clones are the same connection.
+/// A handle to libvirt; clones share its connections.
 #[derive(Clone)]
 pub(crate) struct Connection {
     shared: Arc<Shared>,
-    queue: std_mpsc::Sender<Job>,
 }
 
 struct Shared {
     uri: String,
-    state: Mutex<State>,
+    calls: Mutex<Arc<Calls>>,
+    listening: Mutex<Listening>,
     changed: watch::Sender<u64>,
     events: broadcast::Sender<ConnectionEvent>,
 }
 
-enum State {
-    Closed,
-    Opening,
-    Open(Arc<Host>),
+/// The connections for calls, until libvirtd is lost.
+struct Calls {
+    permits: Arc<Semaphore>,
+    idle: Mutex<Vec<Host>>,
 }
 
-struct Job {
-    work: Box<dyn FnOnce() + Send>,
-    deadline: Instant,
+impl Default for Calls {
+    fn default() -> Self {
+        Self {
+            permits: Arc::new(Semaphore::new(AT_ONCE)),
+            idle: Mutex::default(),
+        }
+    }
+}
+
+/// The connection that listens.
+enum Listening {
+    /// Not open; since when, and why.
+    Closed(Option<(Instant, Fault)>),
+    Opening,
+    Open(Arc<Host>),
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -107,37 +123,17 @@ fn start_event_loop() {
 }
 
 impl Connection {
-    /// A connection that opens when it is first needed, and again after it was lost.
+    /// Connects when it is first needed, and again after it was lost.
     pub(crate) fn new(uri: &str) -> Self {
         start_event_loop();
-        let (queue, jobs) = std_mpsc::channel::<Job>();
-        let jobs = Arc::new(Mutex::new(jobs));
-        for i in 0..WORKERS {
-            let jobs = jobs.clone();
-            let worker = move || {
-                loop {
-                    let job = lock(&jobs).recv();
-                    match job {
-                        Ok(job) if Instant::now() < job.deadline => {
-                            let _ = catch_unwind(AssertUnwindSafe(job.work));
-                        }
-                        Ok(_) => {}
-                        Err(_) => break,
-                    }
-                }
-            };
-            if let Err(error) = thread::Builder::new().name(format!("libvirt-{i}")).spawn(worker) {
-                tracing::error!(%error, "a thread for libvirt's calls cannot be started");
-            }
-        }
         Self {
             shared: Arc::new(Shared {
                 uri: uri.to_owned(),
-                state: Mutex::new(State::Closed),
+                calls: Mutex::default(),
+                listening: Mutex::new(Listening::Closed(None)),
                 changed: watch::Sender::new(0),
                 events: broadcast::Sender::new(1024),
             }),
-            queue,
         }
     }
 
@@ -146,7 +142,12 @@ impl Connection {
         self.shared.events.subscribe()
     }
 
-    /// Runs a short call on a worker thread.
+    /// Whether events come at present.
+    pub(crate) fn is_listening(&self) -> bool {
+        matches!(&*lock(&self.shared.listening), Listening::Open(_))
+    }
+
+    /// Runs a call.
     pub(crate) async fn run<T: Send + 'static>(
         &self,
         doing: &str,
@@ -154,173 +155,170 @@ impl Connection {
         hold: Hold,
         work: impl FnOnce(&Host) -> Result<T, Fault> + Send + 'static,
     ) -> Result<T, BackendError> {
-        self.dispatch(doing, limit, hold, work, |queue, job| queue.send(job).is_ok())
-            .await
-    }
-
-    /// Runs a call that may take long (a transfer, a snapshot) on a thread of its own.
-    pub(crate) async fn run_long<T: Send + 'static>(
-        &self,
-        doing: &str,
-        limit: Duration,
-        hold: Hold,
-        work: impl FnOnce(&Host) -> Result<T, Fault> + Send + 'static,
-    ) -> Result<T, BackendError> {
-        let start = |_: &std_mpsc::Sender<Job>, job: Job| {
-            thread::Builder::new()
-                .name("libvirt-long".into())
-                .spawn(move || {
-                    let _ = catch_unwind(AssertUnwindSafe(job.work));
-                })
-                .is_ok()
-        };
-        self.dispatch(doing, limit, hold, work, start).await
-    }
-
-    async fn dispatch<T: Send + 'static>(
-        &self,
-        doing: &str,
-        limit: Duration,
-        hold: Hold,
-        work: impl FnOnce(&Host) -> Result<T, Fault> + Send + 'static,
-        start: impl FnOnce(&std_mpsc::Sender<Job>, Job) -> bool,
-    ) -> Result<T, BackendError> {
+        let calls = lock(&self.shared.calls).clone();
+        let uri = self.shared.uri.clone();
         let deadline = Instant::now() + limit;
-        let host = self.host(doing, deadline).await?;
-        let (answer, answered) = oneshot::channel();
-        let shared = self.shared.clone();
-        let job = Job {
-            deadline,
-            work: Box::new(move || {
-                let _hold = hold;
-                if answer.is_closed() {
-                    return;
+        self.listen_in_passing();
+        let permit = tokio::time::timeout_at(deadline.into(), calls.permits.clone().acquire_owned())
+            .await
+            .map_err(|_| too_late(doing, limit))?;
+        on_thread(doing, limit, deadline, move |wanted| {
+            let _permits = (permit, hold);
+            if !wanted() {
+                return Err(Fault::other("nobody waits for it"));
+            }
+            let kept = lock(&calls.idle).pop();
+            let host = match kept.filter(Host::is_alive) {
+                Some(host) => host,
+                None => Host::open(&uri)?,
+            };
+            let result = work(&host);
+            if host.is_alive() && !matches!(&result, Err(fault) if fault.kind == FaultKind::Gone) {
+                let mut idle = lock(&calls.idle);
+                if idle.len() < KEPT {
+                    idle.push(host);
                 }
-                let result = work(&host);
-                if matches!(&result, Err(fault) if fault.kind == FaultKind::Gone) || !host.is_alive() {
-                    shared.lost(&host);
-                }
-                let _ = answer.send(result);
-            }),
-        };
-        let failed = |kind, message: &str| BackendError::new(kind, doing, message);
-        if !start(&self.queue, job) {
-            return Err(failed(BackendErrorKind::Failed, "no thread could be started"));
-        }
-        match tokio::time::timeout_at(deadline.into(), answered).await {
-            Ok(Ok(result)) => result.map_err(|fault| fault.into_backend(doing)),
-            Ok(Err(_)) => Err(failed(BackendErrorKind::Failed, "the call broke off")),
-            Err(_) => Err(failed(
-                BackendErrorKind::Timeout,
-                &format!("libvirt did not answer within {} s", limit.as_secs_f32().ceil()),
-            )),
-        }
+            }
+            result
+        })
+        .await
     }
 
-    /// The open connection; opens it where it is not. One thread opens for all who wait.
-    async fn host(&self, doing: &str, deadline: Instant) -> Result<Arc<Host>, BackendError> {
+    /// Runs a call that keeps its connection for what it answers.
+    pub(crate) async fn run_owned<T: Send + 'static>(
+        &self,
+        doing: &str,
+        limit: Duration,
+        work: impl FnOnce(Host) -> Result<T, Fault> + Send + 'static,
+    ) -> Result<T, BackendError> {
+        let uri = self.shared.uri.clone();
+        on_thread(doing, limit, Instant::now() + limit, move |_| {
+            work(Host::open(&uri)?)
+        })
+        .await
+    }
+
+    /// Makes sure that events come.
+    pub(crate) async fn listen(&self, doing: &str, limit: Duration) -> Result<(), BackendError> {
+        let deadline = Instant::now() + limit;
         let mut changed = self.shared.changed.subscribe();
-        let mut outcome = None;
+        let mut tried = false;
         loop {
-            let open = {
-                let mut state = lock(&self.shared.state);
-                match &*state {
-                    State::Open(host) => return Ok(host.clone()),
-                    State::Opening => None,
-                    State::Closed => {
-                        if let Some(Err(fault)) = outcome.take() {
-                            let fault: Fault = fault;
-                            return Err(BackendError::new(
-                                BackendErrorKind::Unavailable,
-                                doing,
-                                format!("libvirt does not answer: {}", fault.message),
-                            ));
-                        }
-                        *state = State::Opening;
-                        Some(())
+            {
+                let mut listening = lock(&self.shared.listening);
+                match &*listening {
+                    Listening::Open(_) => return Ok(()),
+                    Listening::Opening => {}
+                    Listening::Closed(Some((_, fault))) if tried => {
+                        return Err(fault.clone().into_backend(doing));
+                    }
+                    Listening::Closed(_) => {
+                        *listening = Listening::Opening;
+                        self.shared.open_listening();
                     }
                 }
-            };
-            let away = |message: &str| BackendError::new(BackendErrorKind::Unavailable, doing, message);
-            if open.is_some() {
-                let (tell, told) = oneshot::channel();
-                self.open(tell);
-                match tokio::time::timeout_at(deadline.into(), told).await {
-                    Ok(result) => outcome = result.ok(),
-                    Err(_) => return Err(away("libvirt accepts no connection in time")),
-                }
-            } else if tokio::time::timeout_at(deadline.into(), changed.changed())
+            }
+            tried = true;
+            if tokio::time::timeout_at(deadline.into(), changed.changed())
                 .await
                 .is_err()
             {
-                return Err(away("libvirt accepts no connection in time"));
-            } else if matches!(&*lock(&self.shared.state), State::Closed) && outcome.is_none() {
-                return Err(away("libvirt does not answer"));
+                return Err(too_late(doing, limit));
             }
         }
     }
 
-    fn open(&self, tell: oneshot::Sender<Result<(), Fault>>) {
-        let shared = self.shared.clone();
-        let open = move || {
-            let result = catch_unwind(AssertUnwindSafe(|| {
-                Host::open(&shared.uri, KEEPALIVE, shared.clone())
-            }))
-            .unwrap_or_else(|_| Err(Fault::other("opening the connection broke off")));
-            let result = {
-                let mut state = lock(&shared.state);
-                match result {
-                    Ok(host) => {
-                        *state = State::Open(Arc::new(host));
-                        Ok(())
-                    }
-                    Err(fault) => {
-                        *state = State::Closed;
-                        Err(fault)
-                    }
-                }
-            };
-            shared.changed.send_modify(|n| *n += 1);
-            let _ = tell.send(result);
-        };
-        if let Err(error) = thread::Builder::new().name("libvirt-open".into()).spawn(open) {
-            tracing::error!(%error, "a thread to open the connection cannot be started");
-            *lock(&self.shared.state) = State::Closed;
-            self.shared.changed.send_modify(|n| *n += 1);
+    /// Opens the listening connection beside a call, where it is not open and was not tried just now.
+    fn listen_in_passing(&self) {
+        let mut listening = lock(&self.shared.listening);
+        match &*listening {
+            Listening::Open(_) | Listening::Opening => {}
+            Listening::Closed(Some((since, _))) if since.elapsed() < LISTEN_AGAIN => {}
+            Listening::Closed(_) => {
+                *listening = Listening::Opening;
+                self.shared.open_listening();
+            }
         }
     }
 }
 
+fn too_late(doing: &str, limit: Duration) -> BackendError {
+    BackendError::new(
+        BackendErrorKind::Timeout,
+        doing,
+        format!("libvirt did not answer within {} s", limit.as_secs_f32().ceil()),
+    )
+}
+
+/// Runs `work` on a thread of its own; it may ask whether its caller still waits.
+async fn on_thread<T: Send + 'static>(
+    doing: &str,
+    limit: Duration,
+    deadline: Instant,
+    work: impl FnOnce(&dyn Fn() -> bool) -> Result<T, Fault> + Send + 'static,
+) -> Result<T, BackendError> {
+    let (answer, answered) = oneshot::channel();
+    let job = move || {
+        let worked = catch_unwind(AssertUnwindSafe(|| work(&|| !answer.is_closed())));
+        let result = worked.unwrap_or_else(|_| Err(Fault::other("the call broke off")));
+        let _ = answer.send(result);
+    };
+    thread::Builder::new()
+        .name("libvirt-call".into())
+        .spawn(job)
+        .map_err(|e| BackendError::new(BackendErrorKind::Failed, doing, e.to_string()))?;
+    match tokio::time::timeout_at(deadline.into(), answered).await {
+        Ok(Ok(result)) => result.map_err(|fault| fault.into_backend(doing)),
+        Ok(Err(_)) => Err(BackendError::new(
+            BackendErrorKind::Failed,
+            doing,
+            "the call broke off",
+        )),
+        Err(_) => Err(too_late(doing, limit)),
+    }
+}
+
 impl Shared {
-    /// Gives up a connection, if it is still the one in use.
-    fn lost(&self, host: &Host) {
-        let gone = {
-            let mut state = lock(&self.state);
-            match &*state {
-                State::Open(open) if std::ptr::eq(&**open, host) => {
-                    std::mem::replace(&mut *state, State::Closed)
-                }
-                State::Open(_) | State::Opening | State::Closed => return,
-            }
+    /// Opens the listening connection on a thread of its own.
+    fn open_listening(self: &Arc<Self>) {
+        let shared = self.clone();
+        let open = move || {
+            let opened = catch_unwind(AssertUnwindSafe(|| {
+                Host::listen(&shared.uri, KEEPALIVE, shared.clone())
+            }));
+            let opened = opened.unwrap_or_else(|_| Err(Fault::other("opening the connection broke off")));
+            *lock(&shared.listening) = match opened {
+                Ok(host) => Listening::Open(Arc::new(host)),
+                Err(fault) => Listening::Closed(Some((Instant::now(), fault))),
+            };
+            shared.changed.send_modify(|n| *n += 1);
         };
-        let _ = self.events.send(ConnectionEvent::Lost);
-        self.changed.send_modify(|n| *n += 1);
-        drop(gone);
+        if let Err(error) = thread::Builder::new().name("libvirt-listen".into()).spawn(open) {
+            tracing::error!(%error, "a thread cannot be started");
+        }
     }
 
-    /// The connection's own word that it ended. Said on the event loop, which must not close it.
+    /// The listening connection ended. This is said on the event loop, which must not close it itself.
     fn ended(self: &Arc<Self>) {
         let shared = self.clone();
-        let _ = thread::Builder::new()
-            .name("libvirt-close".into())
-            .spawn(move || {
-                let host = match &*lock(&shared.state) {
-                    State::Open(host) if !host.is_alive() => Some(host.clone()),
-                    State::Open(_) | State::Opening | State::Closed => None,
-                };
-                if let Some(host) = host {
-                    shared.lost(&host);
+        let close = move || {
+            // It is said while it opens, too.
+            let gone = {
+                let mut listening = lock(&shared.listening);
+                match &*listening {
+                    Listening::Open(host) if !host.is_alive() => {
+                        let fault = Fault::new(FaultKind::Gone, "the connection to libvirt was lost");
+                        std::mem::replace(&mut *listening, Listening::Closed(Some((Instant::now(), fault))))
+                    }
+                    Listening::Open(_) | Listening::Opening | Listening::Closed(_) => return,
                 }
-            });
+            };
+            // Calls that hang stay with their connections.
+            *lock(&shared.calls) = Arc::default();
+            let _ = shared.events.send(ConnectionEvent::Lost);
+            shared.changed.send_modify(|n| *n += 1);
+            drop(gone);
+        };
+        let _ = thread::Builder::new().name("libvirt-close".into()).spawn(close);
     }
 }

@@ -1,10 +1,10 @@
 //! Bytes to and from libvirt: volumes and consoles.
 
-use std::sync::Arc;
-
 use virt::stream::Stream;
 
 use super::error::Fault;
+use super::ffi;
+use super::host::Host;
 
 /// The most that goes into one message.
 const CHUNK: usize = 256 * 1024 - 1024;
@@ -72,31 +72,32 @@ pub(super) fn receive(stream: Stream, length: u64) -> Result<Vec<u8>, Fault> {
     Ok(bytes)
 }
 
-/// A serial console: reading and writing block, each on a thread of its own.
-#[derive(Clone)]
-pub(crate) struct ConsoleStream(Arc<Stream>);
+/// A serial console. Nothing here blocks: libvirt frees a stream under a thread that waits in it when another ends
+/// it, so one thread has it to itself and looks again and again.
+pub(crate) struct ConsoleStream {
+    stream: Stream,
+    /// The connection that is the stream's alone; closed after it.
+    _host: Option<Host>,
+}
 
 impl ConsoleStream {
-    pub(super) fn new(stream: Stream) -> Self {
-        Self(Arc::new(stream))
+    /// Takes a stream that was made not to block.
+    pub(super) fn new(stream: Stream, host: Option<Host>) -> Self {
+        Self { stream, _host: host }
     }
 
-    /// Waits for bytes; 0 is the end.
-    pub(crate) fn receive(&self, buffer: &mut [u8]) -> Result<usize, Fault> {
-        Ok(self.0.recv(buffer)?)
+    /// What has come: none where nothing has yet, 0 at the end.
+    pub(crate) fn receive(&self, buffer: &mut [u8]) -> Result<Option<usize>, Fault> {
+        Ok(ffi::receive(&self.stream, buffer)?)
     }
 
-    /// Writes all bytes.
-    pub(crate) fn send(&self, mut bytes: &[u8]) -> Result<(), Fault> {
-        while !bytes.is_empty() {
-            let sent = self.0.send(bytes)?;
-            bytes = &bytes[sent..];
-        }
-        Ok(())
+    /// Writes as many bytes as can be taken now.
+    pub(crate) fn send(&self, bytes: &[u8]) -> Result<usize, Fault> {
+        Ok(ffi::send(&self.stream, bytes)?)
     }
 
-    /// Ends both directions; who reads gets an end.
-    pub(crate) fn close(&self) {
-        let _ = Stream::clone(&self.0).abort();
+    /// Ends both directions.
+    pub(crate) fn close(self) {
+        let _ = self.stream.abort();
     }
 }

@@ -115,6 +115,13 @@ impl Lab {
 
     /// Removes all machines and the pool, and looks that nothing is left.
     pub(crate) async fn clean(self) {
+        let uri = self.options.uri.clone();
+        self.clean_at(&uri).await;
+    }
+
+    /// The same on another libvirt.
+    pub(crate) async fn clean_at(self, uri: &str) {
+        let virsh = |arguments: &[&str]| virsh_at(uri, arguments);
         let made = self.made.lock().unwrap().clone();
         for id in made {
             self.backend.remove(&call(u64::MAX), id).await.unwrap();
@@ -205,8 +212,12 @@ pub(crate) fn config(workload: &mut Workload) -> &mut MachineConfig {
 
 /// libvirt's own client, as a second opinion.
 pub(crate) fn virsh(arguments: &[&str]) -> String {
+    virsh_at(&variable("HWM_TEST_LIBVIRT_URI"), arguments)
+}
+
+pub(crate) fn virsh_at(uri: &str, arguments: &[&str]) -> String {
     let output = std::process::Command::new("virsh")
-        .args(["-q", "-c", &variable("HWM_TEST_LIBVIRT_URI")])
+        .args(["-q", "-c", uri])
         .args(arguments)
         .output()
         .unwrap();

@@ -5,6 +5,7 @@
 
 mod conformance;
 mod console;
+mod faults;
 mod foreign;
 mod images;
 mod lab;
