@@ -97,6 +97,12 @@ impl Engine {
         self.ask(client).await
     }
 
+    /// Whether it is known to be Podman, which cannot change limits of what runs.
+    pub(crate) fn is_podman(&self) -> bool {
+        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        known.as_ref().is_some_and(|(_, about)| about.podman)
+    }
+
     async fn ask(&self, client: &Client) -> Result<About> {
         let ask = async {
             let minor = client.api_minor().await?;

@@ -127,9 +127,9 @@ pub(crate) async fn create(
     }
 }
 
-/// The engine calls a container that does not run a conflict.
+/// Docker calls a container that does not run a conflict, Podman an improper state.
 fn not_running(fault: Fault, doing: &str) -> BackendError {
-    let stopped = fault.has_status(409);
+    let stopped = fault.has_status(409) || fault.message().contains("container state improper");
     let mut error = fault.during(doing);
     if stopped {
         error.kind = BackendErrorKind::Invalid;

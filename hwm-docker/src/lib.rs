@@ -262,9 +262,10 @@ impl Backend for DockerBackend {
     }
 
     fn facets(&self) -> Facets {
+        let live = !self.0.engine.is_podman();
         Facets {
             exec: Some(Arc::new(self.clone())),
-            live_update: Some(Arc::new(self.clone())),
+            live_update: live.then(|| Arc::new(self.clone()) as Arc<dyn LiveUpdate>),
             health: Some(Arc::new(self.clone())),
             ..Facets::default()
         }

@@ -91,25 +91,33 @@ impl Inner {
         limits: Limits,
         doing: &str,
     ) -> Result<()> {
-        match (step, &found) {
-            (Step::Keep, _) => {}
+        let name = match (step, found) {
+            (Step::Keep, Some(container)) => container.id,
             (Step::Update, Some(container)) => {
-                within(
-                    OUTCOME_DEADLINE,
-                    doing,
-                    live::update(&self.client, container, limits),
-                )
-                .await?;
+                let update = live::update(&self.client, &container, limits);
+                let updated = async {
+                    match update.await {
+                        Ok(()) => Ok(true),
+                        // Podman before version 5 has no such call.
+                        Err(fault) if fault.is_absent() => Ok(false),
+                        Err(fault) => Err(fault),
+                    }
+                };
+                if !within(OUTCOME_DEADLINE, doing, updated).await? {
+                    self.delete(&container.id, doing).await?;
+                    self.make(id, body, doing).await?;
+                }
+                container_name(id)
             }
             (Step::Remake, Some(container)) => {
                 self.delete(&container.id, doing).await?;
                 self.make(id, body, doing).await?;
+                container_name(id)
             }
-            (Step::Make | Step::Update | Step::Remake, _) => self.make(id, body, doing).await?,
-        }
-        let name = match (step, found) {
-            (Step::Keep | Step::Update, Some(container)) => container.id,
-            _ => container_name(id),
+            (_, None) | (Step::Make, Some(_)) => {
+                self.make(id, body, doing).await?;
+                container_name(id)
+            }
         };
         let start = async { Ok(self.client.docker().start_container(&name, None).await?) };
         within(OUTCOME_DEADLINE, doing, start).await
@@ -209,12 +217,8 @@ impl Inner {
         let (inner, what) = (Arc::clone(self), doing.clone());
         self.fence
             .through_gate(id, self.client.change_limit(), &doing, async move {
-                within(
-                    OUTCOME_DEADLINE,
-                    &what,
-                    live::update(&inner.client, &container, limits),
-                )
-                .await
+                let update = live::update(&inner.client, &container, limits);
+                within(OUTCOME_DEADLINE, &what, update).await
             })
             .await
     }
