@@ -36,10 +36,8 @@ export async function demo(browser) {
     const { metrics } = await get('/metrics')
     equal(metrics.memory.usedMB !== null, running, `${name}, memory in use is known`)
     if (status === 'failed') equal(errorMessage, 'Out of memory on node', name)
-    // What deploys may have a screen already; this one is not that far, which the backend says.
-    const noScreen = status === 'deploying' ? 422 : 409
     // A screen and a shell need something that runs; snapshots are of machines, commands of containers.
-    const console_ = await get('/console', machine ? (running ? 200 : noScreen) : 422)
+    const console_ = await get('/console', machine ? (running ? 200 : 409) : 422)
     if (machine && running) equal(console_.type, 'vnc', name)
     const snapshots = await get('/snapshots', machine ? 200 : 422)
     if (machine) equal(snapshots.snapshots, [], name)

@@ -6,8 +6,8 @@ use futures_util::StreamExt;
 
 use super::{Scoped, unsupported};
 use crate::backend::{
-    BackendErrorKind, Console, ConsoleKind, Exec, ExecOutput, ExecRequest, ExecSession, LogLine, LogQuery,
-    Session, Stream,
+    BackendError, BackendErrorKind, Console, ConsoleKind, Exec, ExecOutput, ExecRequest, ExecSession,
+    LogLine, LogQuery, Session, Stream,
 };
 use crate::error::Error;
 use crate::id::ResourceId;
@@ -57,12 +57,12 @@ impl Scoped {
     /// # Errors
     /// [`Error::Unsupported`], [`Error::InvalidState`] for what is not up.
     pub async fn console(&self, id: ResourceId, kind: ConsoleKind) -> Result<ConsoleAccess> {
-        let (slot, facet) = self.console_facet(id).await?;
+        let (phase, slot, facet) = self.console_facet(id).await?;
         let limit = self.core.settings.read_timeout;
         let password = slot
             .call("console", limit, facet.password(id, kind))
             .await
-            .map_err(|e| slot.error(e))?;
+            .map_err(|e| not_up_yet(&slot, e, phase, CONSOLE))?;
         Ok(ConsoleAccess { kind, password })
     }
 
@@ -71,11 +71,11 @@ impl Scoped {
     /// # Errors
     /// As [`Scoped::console`].
     pub async fn open_console(&self, id: ResourceId, kind: ConsoleKind) -> Result<Session> {
-        let (slot, facet) = self.console_facet(id).await?;
+        let (phase, slot, facet) = self.console_facet(id).await?;
         let limit = self.core.settings.read_timeout;
         slot.call("open-console", limit, facet.open(id, kind))
             .await
-            .map_err(|e| slot.error(e))
+            .map_err(|e| not_up_yet(&slot, e, phase, CONSOLE))
     }
 
     /// Runs a command to its end. A command that ends non-zero is no error.
@@ -83,7 +83,7 @@ impl Scoped {
     /// # Errors
     /// [`Error::Unsupported`], [`Error::InvalidState`] for what is not up, [`Error::Timeout`].
     pub async fn exec(&self, id: ResourceId, request: ExecRequest) -> Result<ExecOutput> {
-        let (slot, facet) = self.exec_facet(id).await?;
+        let (phase, slot, facet) = self.exec_facet(id).await?;
         let given = request.timeout;
         // The backend kills the command at its own timeout; this only bounds a backend that does not.
         let limit = given + self.core.settings.read_timeout;
@@ -94,7 +94,7 @@ impl Scoped {
                     what: "the command".to_owned(),
                     limit: given,
                 },
-                _ => slot.error(error),
+                _ => not_up_yet(&slot, error, phase, COMMANDS),
             })
     }
 
@@ -103,29 +103,44 @@ impl Scoped {
     /// # Errors
     /// As [`Scoped::exec`].
     pub async fn open_exec(&self, id: ResourceId, request: ExecSession) -> Result<Session> {
-        let (slot, facet) = self.exec_facet(id).await?;
+        let (phase, slot, facet) = self.exec_facet(id).await?;
         let limit = self.core.settings.read_timeout;
         slot.call("open-exec", limit, facet.open(id, request))
             .await
-            .map_err(|e| slot.error(e))
+            .map_err(|e| not_up_yet(&slot, e, phase, COMMANDS))
     }
 
-    async fn exec_facet(&self, id: ResourceId) -> Result<(Arc<Slot>, Arc<dyn Exec>)> {
+    async fn exec_facet(&self, id: ResourceId) -> Result<(Phase, Arc<Slot>, Arc<dyn Exec>)> {
         let record = self.writable(id, "running commands in it").await?;
         let slot = self.core.slot_of(&record)?.clone();
         let facet = slot.backend.facets().exec;
         let facet = facet.ok_or_else(|| unsupported("commands", &record))?;
-        up(&record, "run commands in")?;
-        Ok((slot, facet))
+        up(&record, COMMANDS)?;
+        Ok((record.phase, slot, facet))
     }
 
-    async fn console_facet(&self, id: ResourceId) -> Result<(Arc<Slot>, Arc<dyn Console>)> {
+    async fn console_facet(&self, id: ResourceId) -> Result<(Phase, Arc<Slot>, Arc<dyn Console>)> {
         let record = self.writable(id, "opening its console").await?;
         let slot = self.core.slot_of(&record)?.clone();
         let facet = slot.backend.facets().console;
         let facet = facet.ok_or_else(|| unsupported("a console", &record))?;
-        up(&record, "open the console of")?;
-        Ok((slot, facet))
+        up(&record, CONSOLE)?;
+        Ok((record.phase, slot, facet))
+    }
+}
+
+const COMMANDS: &str = "run commands in";
+const CONSOLE: &str = "open the console of";
+
+/// What the backend does not have yet, or no longer, is not up.
+fn not_up_yet(slot: &Slot, error: BackendError, phase: Phase, doing: &'static str) -> Error {
+    match error.kind {
+        BackendErrorKind::NotFound => Error::InvalidState {
+            action: doing,
+            phase,
+            reason: "the backend does not have it; wait until it runs",
+        },
+        _ => slot.error(error),
     }
 }
 
