@@ -8,8 +8,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use futures_util::stream;
 use hwm_core::accelerator::{
-    AcceleratorEvent, Accelerators, Attachment, DeviceGrant, Inventory, Placement, PlacementKind,
-    PlacementRefusal,
+    AcceleratorEvent, Accelerators, DeviceGrant, Inventory, Placement, PlacementKind, PlacementRefusal,
 };
 use hwm_core::backend::{BackendError, BackendErrorKind, Call, Result, Stream};
 use hwm_core::config::{GpuRequest, ResourceType};
@@ -199,14 +198,20 @@ impl Accelerators for NvmlAccelerators {
                 engine.fence(owner, generation)?;
                 slices::whole(engine, &card)
             }
+            PlacementKind::Existing { uuid } if to == ResourceType::VirtualMachine => {
+                let message = "a MIG instance has no PCI function that a machine could be given";
+                Err(BackendError::new(
+                    BackendErrorKind::Unsupported,
+                    format!("granting {uuid}"),
+                    message,
+                ))
+            }
             PlacementKind::Existing { uuid } => {
                 engine.fence(owner, generation)?;
                 slices::existing(engine, &card, &uuid)
             }
         };
-        let grant = self.worker.call(&doing, call.timeout, body).await?;
-        debug_assert!(to != ResourceType::VirtualMachine || grant.attachment != Attachment::Runtime);
-        Ok(grant)
+        self.worker.call(&doing, call.timeout, body).await
     }
 
     async fn release(&self, call: &Call, owner: ResourceId, placement: &Placement) -> Result<()> {
