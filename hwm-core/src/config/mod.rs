@@ -195,7 +195,11 @@ impl Config {
 
     /// Replaces every secret by its mark, for a config that is kept without them.
     pub fn forget_secrets(&mut self) {
-        let marks = self.secrets().into_keys().map(|path| (path.to_owned(), Secret::new(REDACTED))).collect();
+        let marks = self
+            .secrets()
+            .into_keys()
+            .map(|path| (path.to_owned(), Secret::new(REDACTED)))
+            .collect();
         self.restore_secrets(marks);
     }
 

@@ -278,7 +278,10 @@ impl ListQuery {
         let found = |needle: &String| {
             let needle = fold(needle);
             fold(&record.name).contains(&needle)
-                || record.description.as_deref().is_some_and(|d| fold(d).contains(&needle))
+                || record
+                    .description
+                    .as_deref()
+                    .is_some_and(|d| fold(d).contains(&needle))
         };
         (self.include_deleted || record.phase != Phase::Deleted)
             && self.visibility.includes(&record.owner)
