@@ -60,7 +60,7 @@ use crate::accelerator::Accelerators;
 use crate::access::{Principal, Visibility};
 use crate::backend::BackendState;
 use crate::config::ResourceType;
-use crate::env::Environment;
+use crate::env::{Environment, Ids};
 use crate::error::Error;
 use crate::id::{BackendName, NodeId, OperationId, ResourceId};
 use crate::ledger::ClaimKey;
@@ -182,6 +182,7 @@ impl Manager {
 /// Everything that the manager's parts share.
 struct Core {
     env: Arc<dyn Environment>,
+    ids: Ids,
     store: Arc<dyn Store>,
     node: NodeId,
     hostname: String,

@@ -1,7 +1,6 @@
 //! Snapshots of machines.
 
 use super::{Scoped, unsupported};
-use crate::env::NewIds;
 use crate::error::Error;
 use crate::id::{ResourceId, SnapshotId};
 use crate::lifecycle::Action;
@@ -26,7 +25,7 @@ impl Scoped {
         self.snapshots_of(&record)?;
         self.accepting()?;
         let snapshot = Snapshot {
-            id: self.core.env.new_snapshot_id(),
+            id: self.core.ids.snapshot(),
             resource_id: id,
             name: request.name,
             description: request.description,

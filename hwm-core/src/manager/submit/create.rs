@@ -4,7 +4,6 @@ use std::sync::Arc;
 
 use super::Asking;
 use crate::access::Principal;
-use crate::env::NewIds;
 use crate::error::{Error, Violation};
 use crate::id::ResourceId;
 use crate::ledger::ClaimKey;
@@ -32,7 +31,7 @@ impl Core {
         let slot = self.slot_for(request.config.resource_type())?.clone();
         self.require_here(&request)?;
         slot.require_ready().await?;
-        let id = self.env.new_resource_id();
+        let id = self.ids.resource();
         let mut record = self.new_record(id, &slot, request, asking.principal);
         let auto_start = record.desired == Desired::Running;
         let mut attempt = 0;
@@ -87,7 +86,7 @@ impl Core {
         let slot = self.slot_for(request.config.resource_type())?;
         self.require_here(&request)?;
         slot.require_ready().await?;
-        let id = self.env.new_resource_id();
+        let id = self.ids.resource();
         let mut record = self.new_record(id, slot, request, principal);
         let plan = self.plan_claims(slot, &mut record, None, 1, principal).await?;
         let claims = plan.claims(self, id, true);

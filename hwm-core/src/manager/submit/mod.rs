@@ -12,7 +12,6 @@ use super::api::{Accepted, Idempotency, RequestOptions};
 use super::draft::{Draft, end};
 use super::{Core, Result};
 use crate::access::Principal;
-use crate::env::NewIds;
 use crate::error::Error;
 use crate::id::{OperationId, ResourceId};
 use crate::lifecycle::{Action, Admission, Phase, admit};
@@ -62,7 +61,7 @@ impl Core {
     ) -> OperationRecord {
         let now = self.env.now();
         OperationRecord {
-            id: self.env.new_operation_id(),
+            id: self.ids.operation(),
             resource: record.id,
             backend: record.backend.clone(),
             owner: record.owner.clone(),

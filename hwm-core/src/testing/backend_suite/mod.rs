@@ -33,7 +33,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use crate::backend::{Backend, BackendError, Call, Observed, ObservedState, StopOptions, Workload};
-use crate::env::{Environment, NewIds, SystemEnvironment};
+use crate::env::{Environment, Ids, SystemEnvironment};
 use crate::id::{ResourceId, SnapshotId};
 
 type Sample = Box<dyn Fn(ResourceId) -> Workload + Send + Sync>;
@@ -218,6 +218,7 @@ pub async fn run(fixture: &Fixture) -> Report {
     let promises = lifecycle::PROMISES.iter().chain(conduct::PROMISES);
     for (promise, check) in promises.chain(streams::PROMISES).chain(facets::PROMISES) {
         let bench = Bench {
+            ids: Ids::new(fixture.env.clone()),
             fixture,
             made: Mutex::default(),
             polls: AtomicU64::new(0),
@@ -242,6 +243,7 @@ pub async fn run(fixture: &Fixture) -> Report {
 /// What a check works with.
 struct Bench<'a> {
     fixture: &'a Fixture,
+    ids: Ids,
     made: Mutex<Vec<ResourceId>>,
     polls: AtomicU64,
 }
@@ -254,13 +256,13 @@ impl Bench<'_> {
     }
 
     fn id(&self) -> ResourceId {
-        let id = self.fixture.env.new_resource_id();
+        let id = self.ids.resource();
         self.made.lock().unwrap_or_else(PoisonError::into_inner).push(id);
         id
     }
 
     fn snapshot_id(&self) -> SnapshotId {
-        self.fixture.env.new_snapshot_id()
+        self.ids.snapshot()
     }
 
     fn lasting(&self) -> Workload {
