@@ -348,11 +348,11 @@ impl PortBinding {
 }
 
 /// The ports of a range in the order in which they are tried, beginning where `seed` says, so that two
-/// callers at the same time rarely try the same.
+/// callers at the same time rarely try the same. An empty range has none.
 pub fn port_candidates(range: RangeInclusive<u16>, seed: u128) -> impl Iterator<Item = u16> {
-    let (first, last) = (*range.start(), *range.end());
-    let size = u32::from(last.saturating_sub(first)) + 1;
-    let offset = (seed % u128::from(size)) as u32;
+    let first = *range.start();
+    let size = range.len() as u32;
+    let offset = (seed % u128::from(size.max(1))) as u32;
     (0..size).map(move |i| first + ((offset + i) % size) as u16)
 }
 

@@ -1,6 +1,7 @@
 //! How the manager behaves, on the simulator and the store in memory.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,7 +11,9 @@ use hwm_core::backend::LogQuery;
 use hwm_core::env::Environment;
 use hwm_core::id::ResourceId;
 use hwm_core::lifecycle::{Action, Status};
-use hwm_core::manager::{Accepted, EventFilter, EventItem, Idempotency, Manager, RequestOptions, Scoped};
+use hwm_core::manager::{
+    Accepted, EventFilter, EventItem, Idempotency, Manager, RequestOptions, Scoped, Settings,
+};
 use hwm_core::operation::{Arguments, Operation, OperationStatus};
 use hwm_core::store::memory::MemoryStore;
 use hwm_core::testing::env::SimEnvironment;
@@ -518,4 +521,24 @@ async fn a_folder_is_written_to_by_one_resource_nested_ones_included() {
         house.running(volume(path, true)).await;
     }
     house.running(volume("/srv/v/a/bc", false)).await;
+}
+
+#[tokio::test]
+async fn settings_that_no_manager_can_work_by_are_refused() {
+    let changes: [fn(&mut Settings); 5] = [
+        |s| s.queue_limit = 0,
+        |s| s.parallel_calls = 0,
+        |s| s.cpu_overcommit = f64::NAN,
+        |s| s.cpu_overcommit = 0.0,
+        |s| s.port_range = RangeInclusive::new(2, 1),
+    ];
+    for change in changes {
+        let mut settings = Settings::default();
+        change(&mut settings);
+        let built = Manager::builder(Arc::new(MemoryStore::new()), "node-1".into())
+            .settings(settings.clone())
+            .build()
+            .await;
+        assert!(matches!(built, Err(Error::Unsupported { .. })), "{settings:?}");
+    }
 }

@@ -31,6 +31,12 @@ proptest! {
 }
 
 #[test]
+fn an_empty_range_of_ports_has_no_candidates() {
+    let (first, last) = (9000, 8000);
+    assert_eq!(port_candidates(first..=last, 7).count(), 0);
+}
+
+#[test]
 fn cpu_may_be_overcommitted_and_the_rest_not() {
     let capacity = Capacity {
         cpu: Cores::whole(4),

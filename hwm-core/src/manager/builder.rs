@@ -14,7 +14,8 @@ use super::slot::Slot;
 use super::{Core, Manager, Result};
 use crate::accelerator::Accelerators;
 use crate::backend::Backend;
-use crate::env::{Environment, SystemEnvironment};
+use crate::env::{Environment, Ids, SystemEnvironment};
+use crate::error::Error;
 use crate::id::NodeId;
 use crate::store::{EventQuery, Store};
 use crate::validate::Rules;
@@ -78,6 +79,33 @@ impl Default for Settings {
             keep_deleted: 30 * DAY,
             prune_interval: Duration::from_secs(3600),
         }
+    }
+}
+
+impl Settings {
+    fn check(&self) -> Result<()> {
+        let unsupported = |what: &str, reason: &str| {
+            Err(Error::Unsupported {
+                what: what.to_owned(),
+                reason: reason.to_owned(),
+            })
+        };
+        if self.port_range.is_empty() {
+            return unsupported("an empty settings.port_range", "name at least one port");
+        }
+        if self.queue_limit == 0 || self.parallel_calls == 0 {
+            return unsupported(
+                "a settings.queue_limit or settings.parallel_calls of 0",
+                "nothing would ever be done: allow at least 1",
+            );
+        }
+        if !(self.cpu_overcommit.is_finite() && self.cpu_overcommit > 0.0) {
+            return unsupported(
+                "this settings.cpu_overcommit",
+                "it must be a number above 0, such as 4 for four claimed cores to each one",
+            );
+        }
+        Ok(())
     }
 }
 
@@ -162,8 +190,9 @@ impl Builder {
     /// Returns before that is done.
     ///
     /// # Errors
-    /// When the store does not answer.
+    /// When the store does not answer, and [`Error::Unsupported`] for settings that no manager can work by.
     pub async fn build(self) -> Result<Manager> {
+        self.settings.check()?;
         let counters = Arc::new(CounterSet::default());
         let slots = self
             .backends
@@ -186,6 +215,7 @@ impl Builder {
             .await?
             .newest;
         let core = Arc::new(Core {
+            ids: Ids::new(self.env.clone()),
             env: self.env,
             store: self.store,
             node: self.node,
