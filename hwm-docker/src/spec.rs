@@ -263,7 +263,12 @@ fn environment(plan: &Plan<'_>, wanted: &BTreeMap<String, String>) -> Vec<String
         environment.insert(NVIDIA_DEVICES.to_owned(), "void".to_owned());
     }
     if let Config::Inference(config) = &plan.workload.config {
-        environment.extend(plan.model.map(|m| ("MODEL_PATH".to_owned(), m.path.clone())));
+        if let Some(model) = plan.model {
+            // A client that names a part of the model, or a copy in its image, knows better.
+            environment
+                .entry("MODEL_PATH".to_owned())
+                .or_insert_with(|| model.path.clone());
+        }
         environment.extend(
             config
                 .gpu_memory_limit
@@ -468,6 +473,43 @@ mod tests {
             };
             insta::assert_json_snapshot!(format!("inference_{gpus:?}"), golden(&plan));
         }
+    }
+
+    #[test]
+    fn a_client_that_names_its_model_path_gets_it() {
+        let mut workload = inference();
+        let model = ModelMount {
+            mount: BindMount {
+                source: "/srv/models/llm".into(),
+                target: MODELS.into(),
+                read_only: true,
+            },
+            path: MODELS.into(),
+        };
+        let path = |workload: &Workload| {
+            let plan = Plan {
+                workload,
+                image: "i",
+                volumes: &[],
+                model: Some(&model),
+                gpus: GpuAttachment::Nvidia,
+            };
+            let environment = body(&policy(), &plan).unwrap().env.unwrap();
+            let paths: Vec<_> = environment
+                .iter()
+                .filter_map(|v| v.strip_prefix("MODEL_PATH="))
+                .map(str::to_owned)
+                .collect();
+            paths
+        };
+        assert_eq!(path(&workload), [MODELS]);
+        let Config::Inference(config) = &mut workload.config else {
+            unreachable!()
+        };
+        config
+            .environment
+            .insert("MODEL_PATH".into(), "/models/part".into());
+        assert_eq!(path(&workload), ["/models/part"]);
     }
 
     fn spec_label(workload: &Workload) -> String {

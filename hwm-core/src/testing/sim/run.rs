@@ -121,7 +121,9 @@ fn environment(config: &Config) -> BTreeMap<String, String> {
         Config::Container(c) => c.environment.clone(),
         Config::Inference(c) => {
             let mut environment = c.environment.clone();
-            environment.insert("MODEL_PATH".to_owned(), "/models".to_owned());
+            environment
+                .entry("MODEL_PATH".to_owned())
+                .or_insert_with(|| "/models".to_owned());
             let limit = c
                 .gpu_memory_limit
                 .map(|mb| ("HWM_GPU_MEMORY_LIMIT_MB".to_owned(), mb.to_string()));
