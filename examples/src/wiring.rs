@@ -100,16 +100,14 @@ fn wanted(flags: &Serve) -> Result<(Containers, Machines, Gpus), Failure> {
 }
 
 fn rules(flags: &Serve, data: &DataDir) -> Result<Rules, Failure> {
-    let real = |path: &PathBuf| {
-        path.canonicalize().map_err(|source| Failure::Root {
-            path: path.clone(),
-            source,
-        })
-    };
     let roots = |given: &[PathBuf], default: &str| -> Result<Vec<PathBuf>, Failure> {
         match given {
             [] => Ok(vec![data.folder(default)?]),
-            given => given.iter().map(real).collect(),
+            given => given
+                .iter()
+                .map(spellings)
+                .collect::<Result<Vec<_>, _>>()
+                .map(|all| all.concat()),
         }
     };
     let mut rules = Rules {
@@ -122,6 +120,21 @@ fn rules(flags: &Serve, data: &DataDir) -> Result<Rules, Failure> {
         rules.model_sources.clone_from(&flags.model_sources);
     }
     Ok(rules)
+}
+
+/// A root as the operator spells it, and what it is without links where that differs: clients name paths under either.
+fn spellings(root: &PathBuf) -> Result<Vec<PathBuf>, Failure> {
+    let unusable = |source| Failure::Root {
+        path: root.clone(),
+        source,
+    };
+    let given = std::path::absolute(root).map_err(unusable)?;
+    let real = root.canonicalize().map_err(unusable)?;
+    Ok(if given == real {
+        vec![given]
+    } else {
+        vec![given, real]
+    })
 }
 
 /// The version of a backend that answers, or why it does not.
