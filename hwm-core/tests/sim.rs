@@ -4,6 +4,7 @@
 mod sim {
     mod conformance;
     mod consoles;
+    mod flaws;
     mod gpus;
     mod world;
 }

@@ -1,14 +1,14 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use hwm_core::backend::{BackendErrorKind, Workload};
+use hwm_core::backend::{Backend, BackendErrorKind, Workload};
 use hwm_core::config::Config;
 use hwm_core::testing::backend_suite::{self, Fixture, samples};
 use hwm_core::testing::env::SimEnvironment;
 use hwm_core::testing::sim::{Latency, Sim, SimOptions};
 use hwm_core::units::{Bytes, Cores};
 
-fn node(seed: u64, latency: Latency) -> (Sim, Arc<SimEnvironment>) {
+pub(crate) fn node(seed: u64, latency: Latency) -> (Sim, Arc<SimEnvironment>) {
     let env = Arc::new(SimEnvironment::new(seed));
     let options = SimOptions {
         latency,
@@ -30,23 +30,22 @@ fn more_memory(workload: &Workload) -> Workload {
     changed
 }
 
-fn containers(sim: &Sim, env: Arc<SimEnvironment>) -> Fixture {
+/// The simulator's containers, as `backend` shows them.
+pub(crate) fn containers(sim: &Sim, backend: Arc<dyn Backend>, env: Arc<SimEnvironment>) -> Fixture {
     sim.break_image("nosuch:latest", BackendErrorKind::NotFound, "manifest unknown");
-    Fixture::new(sim.containers(), |id| {
-        samples::container(id, &["sleep", "infinity"])
-    })
-    .script(|id, script| samples::container(id, &["sh", "-c", script]))
-    .refused(|id| samples::container_of(id, "nosuch", &[]))
-    .changed(|workload| {
-        let mut changed = workload.clone();
-        if let Config::Container(c) = &mut changed.config {
-            c.environment.insert("CHANGED".into(), "yes".into());
-        }
-        changed
-    })
-    .live(more_memory)
-    .stranger(sim.containers_of("somebody-else"))
-    .environment(env)
+    Fixture::new(backend, |id| samples::container(id, &["sleep", "infinity"]))
+        .script(|id, script| samples::container(id, &["sh", "-c", script]))
+        .refused(|id| samples::container_of(id, "nosuch", &[]))
+        .changed(|workload| {
+            let mut changed = workload.clone();
+            if let Config::Container(c) = &mut changed.config {
+                c.environment.insert("CHANGED".into(), "yes".into());
+            }
+            changed
+        })
+        .live(more_memory)
+        .stranger(sim.containers_of("somebody-else"))
+        .environment(env)
 }
 
 fn machines(sim: &Sim, env: Arc<SimEnvironment>) -> Fixture {
@@ -57,7 +56,7 @@ fn machines(sim: &Sim, env: Arc<SimEnvironment>) -> Fixture {
         .environment(env)
 }
 
-fn slow() -> Latency {
+pub(crate) fn slow() -> Latency {
     Latency {
         call: Duration::from_millis(20),
         jitter: Duration::from_millis(50),
@@ -94,7 +93,7 @@ const NO_SCRIPT_NO_EXEC: [&str; 12] = [
 async fn simulated_containers_keep_every_promise() {
     for (seed, latency) in [(1, Latency::default()), (2, slow()), (3, slow())] {
         let (sim, env) = node(seed, latency);
-        backend_suite::run(&containers(&sim, env))
+        backend_suite::run(&containers(&sim, sim.containers(), env))
             .await
             .expect(&NO_CONSOLE);
         assert_eq!(sim.breaches(), [""; 0]);
@@ -118,7 +117,7 @@ async fn simulated_machines_keep_every_promise() {
 async fn a_daemon_that_goes_on_without_its_caller_keeps_every_promise() {
     let (sim, env) = node(4, slow());
     sim.set_detached(true);
-    backend_suite::run(&containers(&sim, env))
+    backend_suite::run(&containers(&sim, sim.containers(), env))
         .await
         .expect(&NO_CONSOLE);
     let (sim, env) = node(5, slow());
