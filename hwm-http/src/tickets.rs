@@ -148,27 +148,48 @@ impl Tickets {
         Ok(issued)
     }
 
-    /// Takes a ticket back: whose it is and for which resource. Whatever it was shown for, it is used up.
-    pub(crate) fn redeem(
-        &self,
-        ticket: &str,
-        resource: Option<ResourceId>,
-        purpose: TicketPurpose,
-    ) -> Result<(Identity, ResourceId), ApiError> {
-        let refused = || ApiError::unauthorized(Some("the ticket is not good here, or not any more"));
+    /// Takes a ticket back: whose it is, and what it opens. Whatever it was shown for, it is used up.
+    pub(crate) fn take(&self, ticket: &str) -> Result<(Identity, Taken), ApiError> {
         let taken = {
             let mut out = self.out.lock().unwrap_or_else(|e| e.into_inner());
             out.tickets.remove(&digest(ticket)).ok_or_else(refused)?
         };
-        let good = taken.expires > self.environment.now()
-            && taken.purpose == purpose
-            && resource.is_none_or(|wanted| wanted == taken.resource);
-        if good {
-            Ok((taken.identity, taken.resource))
+        if taken.expires <= self.environment.now() {
+            return Err(refused());
+        }
+        let Ticket {
+            identity,
+            resource,
+            purpose,
+            ..
+        } = taken;
+        Ok((identity, Taken { resource, purpose }))
+    }
+}
+
+/// What a ticket that was taken back opens.
+pub(crate) struct Taken {
+    resource: ResourceId,
+    purpose: TicketPurpose,
+}
+
+impl Taken {
+    /// The resource that it is bound to, where it was made for this.
+    pub(crate) fn opens(
+        &self,
+        wanted: Option<ResourceId>,
+        purpose: TicketPurpose,
+    ) -> Result<ResourceId, ApiError> {
+        if self.purpose == purpose && wanted.is_none_or(|wanted| wanted == self.resource) {
+            Ok(self.resource)
         } else {
             Err(refused())
         }
     }
+}
+
+fn refused() -> ApiError {
+    ApiError::unauthorized(Some("the ticket is not good here, or not any more"))
 }
 
 fn digest(ticket: &str) -> [u8; 32] {

@@ -3,6 +3,7 @@
 mod caller;
 mod jwks;
 pub mod jwt;
+mod visitor;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -15,6 +16,7 @@ pub(crate) use caller::{Caller, Identity};
 use jwks::JwksFile;
 pub use jwt::{Claims, sign_hs256};
 use jwt::{Expectations, Key, Refused, Verified};
+pub(crate) use visitor::Visitor;
 
 /// The shortest shared secret, in bytes.
 pub const SHORTEST_SECRET: usize = 16;

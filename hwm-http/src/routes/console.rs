@@ -10,6 +10,7 @@ use hwm_core::backend::ConsoleKind;
 use hwm_core::id::ResourceId;
 
 use super::BackendReadRefused;
+use crate::auth::{Caller, Visitor};
 use crate::body::ConsoleAnswer;
 use crate::error::ApiError;
 use crate::extract::{FromQuery, Id, Query, QueryReader};
@@ -24,9 +25,6 @@ pub(crate) struct ConsoleParameters {
     /// `vnc` for the screen (when absent), `serial` for the text console.
     #[param(rename = "type", inline)]
     kind: Option<ConsoleKind>,
-    /// For the WebSocket: the ticket of `url`, or one for `console`.
-    #[param(rename = "token")]
-    ticket: Option<String>,
 }
 
 impl FromQuery for ConsoleParameters {
@@ -36,11 +34,10 @@ impl FromQuery for ConsoleParameters {
             "serial" => Some(ConsoleKind::Serial),
             _ => None,
         });
-        let token = query.text("token");
-        Self {
-            kind,
-            ticket: query.text("ticket").or(token),
-        }
+        // They are the visitor's.
+        query.text("ticket");
+        query.text("token");
+        Self { kind }
     }
 }
 
@@ -51,7 +48,12 @@ impl FromQuery for ConsoleParameters {
     path = "/resources/{id}/console",
     tag = "interact",
     operation_id = "getResourceConsole",
-    params(("id" = ResourceId, Path, description = "The machine"), ConsoleParameters),
+    params(
+        ("id" = ResourceId, Path, description = "The machine"),
+        ConsoleParameters,
+        ("token" = Option<String>, Query,
+            description = "For the WebSocket: the ticket of `url`, or one for `console`")
+    ),
     responses(
         (status = 200, description = "Where it is; `url` holds a ticket that is good once, within a minute",
             body = ConsoleAnswer),
@@ -61,6 +63,7 @@ impl FromQuery for ConsoleParameters {
 )]
 pub(crate) async fn get(
     State(api): State<Shared>,
+    visitor: Visitor,
     Id(id): Id<ResourceId>,
     Query(parameters): Query<ConsoleParameters>,
     OriginalUri(uri): OriginalUri,
@@ -69,15 +72,14 @@ pub(crate) async fn get(
 ) -> Result<Response, ApiError> {
     let kind = parameters.kind.unwrap_or_default();
     let Ok(upgrade) = upgrade else {
-        return locate(&api, id, kind, uri.path(), &headers).await;
+        return locate(&api, &visitor.with_token()?, id, kind, uri.path(), &headers).await;
     };
     ws::check_origin(&api, &headers)?;
-    let ticket = parameters.ticket.as_deref();
-    let caller = ws::identify(&api, &headers, ticket, Some(id), TicketPurpose::Console)?;
+    let caller = visitor.may_open(id, TicketPurpose::Console)?;
     ws::connect(
         api,
         upgrade.protocols(console::PROTOCOLS),
-        caller.map(|(caller, _)| caller),
+        caller,
         id,
         console::Raw(kind),
         move |caller| async move { caller.scoped.open_console(id, kind).await },
@@ -88,13 +90,12 @@ pub(crate) async fn get(
 /// A ticket opens a console; only a token says where one is.
 async fn locate(
     api: &Api,
+    caller: &Caller,
     id: ResourceId,
     kind: ConsoleKind,
     path: &str,
     headers: &HeaderMap,
 ) -> Result<Response, ApiError> {
-    let (caller, _) = ws::identify(api, headers, None, Some(id), TicketPurpose::Console)?
-        .ok_or_else(|| ApiError::unauthorized(None))?;
     let access = caller.scoped.console(id, kind).await?;
     let issued = api
         .tickets

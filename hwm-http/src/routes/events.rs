@@ -8,13 +8,13 @@ use hwm_core::id::ResourceId;
 use hwm_core::manager::EventFilter;
 
 use super::ReadRefused;
+use crate::auth::Visitor;
 use crate::body::StreamEvent;
 use crate::error::ApiError;
 use crate::extract::{FromQuery, Query, QueryReader};
 use crate::sse;
 use crate::state::Shared;
 use crate::tickets::TicketPurpose;
-use crate::ws;
 
 /// Which events.
 #[derive(utoipa::IntoParams)]
@@ -29,12 +29,12 @@ pub(crate) struct EventParameters {
     /// The same as the header Last-Event-ID, for browsers that begin anew; 0 for all that are kept.
     #[param(rename = "lastEventId", value_type = Option<u64>)]
     after: Option<u64>,
-    /// A ticket for `events`, in place of the Authorization header; the stream is of its resource.
-    ticket: Option<String>,
 }
 
 impl FromQuery for EventParameters {
     fn from_query(query: &mut QueryReader) -> Self {
+        // It is the visitor's.
+        query.text("ticket");
         Self {
             resource: query.parsed("resourceId", "the id of a resource", |text| text.parse().ok()),
             resource_type: query.parsed(
@@ -43,7 +43,6 @@ impl FromQuery for EventParameters {
                 ResourceType::parse,
             ),
             after: query.integer("lastEventId", 0, i64::MAX as u64),
-            ticket: query.text("ticket"),
         }
     }
 }
@@ -57,6 +56,8 @@ impl FromQuery for EventParameters {
     operation_id = "streamEvents",
     params(
         EventParameters,
+        ("ticket" = Option<String>, Query,
+            description = "One for `events`, in place of the Authorization header; the stream is of its resource"),
         ("Last-Event-ID" = Option<String>, Header, description = "Replays what came after this event")
     ),
     responses(
@@ -67,12 +68,11 @@ impl FromQuery for EventParameters {
 )]
 pub(crate) async fn stream(
     State(api): State<Shared>,
+    visitor: Visitor,
     Query(parameters): Query<EventParameters>,
     headers: HeaderMap,
 ) -> Result<Response, ApiError> {
-    let (resource, ticket) = (parameters.resource, parameters.ticket.as_deref());
-    let (caller, bound) = ws::identify(&api, &headers, ticket, resource, TicketPurpose::Events)?
-        .ok_or_else(|| ApiError::unauthorized(None))?;
+    let (caller, resource) = visitor.may_watch(parameters.resource, TicketPurpose::Events)?;
     let after = match sse::last_event_id(&headers)? {
         None => parameters.after,
         Some(text) => Some(
@@ -83,7 +83,7 @@ pub(crate) async fn stream(
         ),
     };
     let filter = EventFilter {
-        resource: bound.or(resource),
+        resource,
         resource_type: parameters.resource_type,
     };
     let events = caller.scoped.events(filter, after).await?;

@@ -14,7 +14,7 @@ use hwm_core::validate;
 use super::headers::IdempotencyHeader;
 use super::refusals::PlainRefused;
 use super::{BackendReadRefused, ChangeRefused};
-use crate::auth::Caller;
+use crate::auth::{Caller, Visitor};
 use crate::body::{Command, CommandOutput};
 use crate::error::ApiError;
 use crate::extract::{Change, FromQuery, Id, NoQuery, Query, QueryReader};
@@ -86,12 +86,12 @@ pub(crate) struct TerminalParameters {
     command: Vec<String>,
     /// Whether it gets a terminal; true when absent.
     tty: Option<bool>,
-    /// A ticket for `exec`, in place of the Authorization header.
-    ticket: Option<String>,
 }
 
 impl FromQuery for TerminalParameters {
     fn from_query(query: &mut QueryReader) -> Self {
+        // It is the visitor's.
+        query.text("ticket");
         let command = query.all("command");
         let fits = |argument: &String| argument.len() <= LONGEST_ARGUMENT && !argument.contains('\0');
         let named = command.first().is_none_or(|program| !program.trim().is_empty());
@@ -107,7 +107,6 @@ impl FromQuery for TerminalParameters {
         Self {
             command,
             tty: query.flag("tty"),
-            ticket: query.text("ticket"),
         }
     }
 }
@@ -138,7 +137,11 @@ fn argv(command: Vec<String>) -> Vec<String> {
     path = "/resources/{id}/exec",
     tag = "interact",
     operation_id = "openTerminal",
-    params(("id" = ResourceId, Path, description = "The container"), TerminalParameters),
+    params(
+        ("id" = ResourceId, Path, description = "The container"),
+        TerminalParameters,
+        ("ticket" = Option<String>, Query, description = "One for `exec`, in place of the Authorization header")
+    ),
     responses(
         (status = 101, description = "The terminal (WebSocket)"),
         BackendReadRefused,
@@ -147,17 +150,17 @@ fn argv(command: Vec<String>) -> Vec<String> {
 )]
 pub(crate) async fn attach(
     State(api): State<Shared>,
+    visitor: Visitor,
     Id(id): Id<ResourceId>,
     Query(parameters): Query<TerminalParameters>,
     headers: HeaderMap,
     upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
 ) -> Result<Response, ApiError> {
-    let ticket = parameters.ticket.as_deref();
     let Ok(upgrade) = upgrade else {
-        return Err(refuse_plain(&api, id, &headers).await);
+        return Err(refuse_plain(&visitor.with_token()?, id).await);
     };
     ws::check_origin(&api, &headers)?;
-    let caller = ws::identify(&api, &headers, ticket, Some(id), TicketPurpose::Exec)?;
+    let caller = visitor.may_open(id, TicketPurpose::Exec)?;
     let session = ExecSession {
         command: argv(parameters.command),
         tty: parameters.tty.unwrap_or(true),
@@ -166,7 +169,7 @@ pub(crate) async fn attach(
     ws::connect(
         api,
         upgrade.protocols(exec::PROTOCOLS),
-        caller.map(|(caller, _)| caller),
+        caller,
         id,
         exec::Channels,
         move |caller| async move { caller.scoped.open_exec(id, session).await },
@@ -175,12 +178,7 @@ pub(crate) async fn attach(
 }
 
 /// Says what is wrong with a GET that is no handshake, as far as the caller may know.
-async fn refuse_plain(api: &Shared, id: ResourceId, headers: &HeaderMap) -> ApiError {
-    let caller = match ws::identify(api, headers, None, Some(id), TicketPurpose::Exec) {
-        Ok(Some((caller, _))) => caller,
-        Ok(None) => return ApiError::unauthorized(None),
-        Err(error) => return error,
-    };
+async fn refuse_plain(caller: &Caller, id: ResourceId) -> ApiError {
     match caller.scoped.get(id, false).await {
         Ok(found) if caller.principal().may(Permission::Write, &found.resource.owner) => {
             ws::upgrade_required()

@@ -11,14 +11,14 @@ use hwm_core::id::ResourceId;
 use hwm_core::units::Timestamp;
 
 use super::BackendReadRefused;
-use crate::auth::Caller;
+use crate::auth::{Caller, Visitor};
 use crate::body::{LogList, StreamEvent};
 use crate::error::ApiError;
 use crate::extract::{FromQuery, Id, Query, QueryReader};
 use crate::sse::{self, LogPosition};
 use crate::state::Shared;
 use crate::tickets::TicketPurpose;
-use crate::{watch, ws};
+use crate::watch;
 
 /// Lines of a JSON answer when the client does not say.
 const LINES: u32 = 1000;
@@ -42,12 +42,12 @@ pub(crate) struct LogParameters {
     until: Option<Timestamp>,
     /// Goes on with what comes, as a stream of events.
     follow: Option<bool>,
-    /// A ticket for `logs`, in place of the Authorization header.
-    ticket: Option<String>,
 }
 
 impl FromQuery for LogParameters {
     fn from_query(query: &mut QueryReader) -> Self {
+        // It is the visitor's.
+        query.text("ticket");
         let time = "a time such as 2026-01-02T03:04:05Z";
         Self {
             tail: query
@@ -56,7 +56,6 @@ impl FromQuery for LogParameters {
             since: query.parsed("since", time, Timestamp::parse),
             until: query.parsed("until", time, Timestamp::parse),
             follow: query.flag("follow"),
-            ticket: query.text("ticket"),
         }
     }
 }
@@ -104,6 +103,7 @@ impl Form {
     params(
         ("id" = ResourceId, Path, description = "The resource"),
         LogParameters,
+        ("ticket" = Option<String>, Query, description = "One for `logs`, in place of the Authorization header"),
         ("Last-Event-ID" = Option<String>, Header, description = "Goes on after this event of an earlier stream")
     ),
     responses(
@@ -117,13 +117,12 @@ impl Form {
 )]
 pub(crate) async fn get(
     State(api): State<Shared>,
+    visitor: Visitor,
     Id(id): Id<ResourceId>,
     Query(parameters): Query<LogParameters>,
     headers: HeaderMap,
 ) -> Result<Response, ApiError> {
-    let ticket = parameters.ticket.as_deref();
-    let (caller, _) = ws::identify(&api, &headers, ticket, Some(id), TicketPurpose::Logs)?
-        .ok_or_else(|| ApiError::unauthorized(None))?;
+    let (caller, _) = visitor.may_watch(Some(id), TicketPurpose::Logs)?;
     let form = Form::wanted(&headers, parameters.follow);
     let mut query = LogQuery {
         tail: parameters.tail,

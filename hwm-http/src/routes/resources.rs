@@ -217,7 +217,8 @@ impl PageCursor {
     }
 
     fn decode(text: &str) -> Option<Self> {
-        serde_json::from_slice(&URL_SAFE_NO_PAD.decode(text).ok()?).ok()
+        let cursor: Self = serde_json::from_slice(&URL_SAFE_NO_PAD.decode(text).ok()?).ok()?;
+        cursor.sort_by.fits(&cursor.cursor).then_some(cursor)
     }
 }
 
@@ -527,7 +528,18 @@ mod tests {
         assert!(matches!(parameters.query().position, Position::After(c) if c.key == "näme"));
         let (_, violations) = read(&format!("page=2&cursor={cursor}"));
         assert_eq!(violations.len(), 2, "{violations:?}");
-        let (_, violations) = read("cursor=nonsense");
-        assert_eq!(violations, ["cursor: must be the nextCursor of an earlier page"]);
+        let of_no_list = PageCursor {
+            cursor: Cursor {
+                key: "näme".into(),
+                id: ResourceId::from_u128(7),
+            },
+            sort_by: SortBy::CreatedAt,
+            order: SortOrder::Desc,
+        }
+        .encode();
+        for wrong in ["nonsense", &of_no_list] {
+            let (_, violations) = read(&format!("cursor={wrong}"));
+            assert_eq!(violations, ["cursor: must be the nextCursor of an earlier page"]);
+        }
     }
 }

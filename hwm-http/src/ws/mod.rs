@@ -16,32 +16,10 @@ use serde::Deserialize;
 use crate::auth::{Caller, Identity};
 use crate::error::{ApiError, ErrorCode};
 use crate::state::{Api, Shared};
-use crate::tickets::TicketPurpose;
 pub(crate) use pump::Framing;
 
 /// The largest message that a client may send.
 const LARGEST_MESSAGE: usize = 1 << 20;
-
-/// Who asks for a stream, by the Authorization header or a ticket; none where neither is given.
-pub(crate) fn identify(
-    api: &Api,
-    headers: &HeaderMap,
-    ticket: Option<&str>,
-    resource: Option<ResourceId>,
-    purpose: TicketPurpose,
-) -> Result<Option<(Caller, Option<ResourceId>)>, ApiError> {
-    let (identity, bound) = match Identity::from_headers(api, headers)? {
-        Some(identity) => (identity, None),
-        None => match ticket {
-            Some(ticket) => {
-                let (identity, bound) = api.tickets.redeem(ticket, resource, purpose)?;
-                (identity, Some(bound))
-            }
-            None => return Ok(None),
-        },
-    };
-    Ok(Some((Caller::admit(api, identity)?, bound)))
-}
 
 /// Refuses a plain GET to a path that speaks WebSocket only.
 pub(crate) fn upgrade_required() -> ApiError {

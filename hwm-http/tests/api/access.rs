@@ -206,8 +206,20 @@ async fn every_operation_answers_those_who_may_and_nobody_else() {
             let (needs, target, body) = table(name);
 
             let prepared = prepare(&house, template, target).await;
-            for token in [None, Some("nonsense"), Some("")] {
-                let mut ask = house.ask(&method, &prepared.path);
+            // Who is not known learns nothing of what else is wrong.
+            let wrong = format!("{}?nonsense=1&tail=x", prepared.path);
+            let unknown = [
+                (None, &prepared.path),
+                (Some("nonsense"), &prepared.path),
+                (Some(""), &prepared.path),
+                (None, &wrong),
+                (Some("nonsense"), &wrong),
+            ];
+            for (token, path) in unknown {
+                if needs == Needs::Nothing && *path == wrong {
+                    continue;
+                }
+                let mut ask = house.ask(&method, path);
                 if let Some(token) = token {
                     ask = ask.token(token);
                 }
