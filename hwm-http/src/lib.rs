@@ -37,6 +37,7 @@ mod correlation;
 mod error;
 mod extract;
 mod idempotency;
+mod log_position;
 mod metrics;
 mod openapi;
 mod options;

@@ -1,6 +1,7 @@
 //! Server-sent events: events of the node, and lines of a log.
 
 use std::convert::Infallible;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use axum::http::{HeaderMap, HeaderName, HeaderValue};
@@ -9,13 +10,13 @@ use axum::response::{IntoResponse as _, Response};
 use futures_util::stream::{self, StreamExt as _};
 use hwm_core::backend::{LogLine, Stream};
 use hwm_core::manager::EventItem;
-use hwm_core::units::Timestamp;
 use serde::Serialize;
 use serde_json::json;
 
 use crate::auth::Caller;
 use crate::body::LogStreamEnd;
 use crate::error::ApiError;
+use crate::log_position::{LogPosition, Resume};
 use crate::state::Shared;
 use crate::watch;
 
@@ -48,38 +49,6 @@ pub(crate) fn events(api: &Shared, caller: Caller, events: Stream<EventItem>) ->
     respond(api, events.take_until(lost))
 }
 
-/// Where in a log a client is: the time of a line, and which of the lines of that millisecond it was.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct LogPosition {
-    pub(crate) time: Timestamp,
-    line: u32,
-}
-
-impl LogPosition {
-    pub(crate) fn parse(text: &str) -> Option<Self> {
-        let (millis, line) = text.split_once('-')?;
-        let time = Timestamp::from_millis(millis.parse().ok()?);
-        Some(Self {
-            time,
-            line: line.parse().ok()?,
-        })
-    }
-
-    fn next(before: Option<Self>, time: Timestamp) -> Self {
-        match before {
-            Some(before) if before.time == time => Self {
-                time,
-                line: before.line.saturating_add(1),
-            },
-            _ => Self { time, line: 0 },
-        }
-    }
-
-    fn text(self) -> String {
-        format!("{}-{}", self.time.as_millis(), self.line)
-    }
-}
-
 /// Answers lines of a log; those up to and with `after` the client has. The last event is `end`, or `error`.
 pub(crate) fn logs(
     api: &Shared,
@@ -89,28 +58,29 @@ pub(crate) fn logs(
     after: Option<LogPosition>,
 ) -> Response {
     let lost = watch::lost(api.clone(), caller, Some(resource));
-    let mut at = None;
-    let lines = lines.filter_map(move |line| {
-        let event = match line {
-            Ok(line) => {
-                let position = LogPosition::next(at, line.timestamp);
-                at = Some(position);
-                let seen = after.is_some_and(|a| position.time == a.time && position.line <= a.line);
-                (!seen).then(|| frame("log", Some(position.text()), &line))
-            }
-            Err(error) => {
-                let error = ApiError::from(error);
-                let data = json!({ "code": error.code, "message": error.message });
-                Some(frame("error", None, &data))
-            }
-        };
-        std::future::ready(event)
+    let resume = Arc::new(Mutex::new(Resume::after(after)));
+    let frames = |lines: Vec<(LogPosition, LogLine)>| {
+        let frames = lines
+            .into_iter()
+            .map(|(position, line)| frame("log", Some(position.text()), &line));
+        stream::iter(frames.collect::<Vec<_>>())
+    };
+    let held = resume.clone();
+    let rest =
+        stream::once(async move { held.lock().unwrap_or_else(|e| e.into_inner()).rest() }).flat_map(frames);
+    let lines = lines.flat_map(move |line| match line {
+        Ok(line) => frames(resume.lock().unwrap_or_else(|e| e.into_inner()).pass(line)),
+        Err(error) => {
+            let error = ApiError::from(error);
+            let data = json!({ "code": error.code, "message": error.message });
+            stream::iter(vec![frame("error", None, &data)])
+        }
     });
     let end = stream::once(async {
         let reason = "the log has ended".to_owned();
         frame("end", None, &LogStreamEnd { reason })
     });
-    respond(api, lines.chain(end).take_until(lost))
+    respond(api, lines.chain(rest).chain(end).take_until(lost))
 }
 
 fn frame(name: &str, id: Option<String>, data: &impl Serialize) -> SseEvent {
@@ -133,22 +103,4 @@ fn respond(api: &Shared, events: impl futures_util::Stream<Item = SseEvent> + Se
         HeaderValue::from_static("no"),
     );
     response
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn positions_in_a_log_tell_lines_of_one_millisecond_apart() {
-        let time = Timestamp::from_millis(5);
-        let first = LogPosition::next(None, time);
-        let second = LogPosition::next(Some(first), time);
-        let third = LogPosition::next(Some(second), Timestamp::from_millis(6));
-        assert_eq!([first.text(), second.text(), third.text()], ["5-0", "5-1", "6-0"]);
-        assert_eq!(LogPosition::parse("5-1"), Some(second));
-        for bad in ["", "5", "5-", "-1", "a-b", "5-1-1", "5--1"] {
-            assert_eq!(LogPosition::parse(bad), None, "{bad}");
-        }
-    }
 }
