@@ -135,7 +135,7 @@ impl fmt::Debug for Facets {
     }
 }
 
-/// Runs commands inside a workload that is up.
+/// Runs commands inside a workload that is up; in what is not, they fail with [`BackendErrorKind::NotRunning`].
 #[cfg_attr(feature = "mock", mockall::automock)]
 #[async_trait]
 pub trait Exec: Send + Sync + 'static {
@@ -147,7 +147,8 @@ pub trait Exec: Send + Sync + 'static {
     async fn open(&self, id: ResourceId, request: ExecSession) -> Result<Session>;
 }
 
-/// Opens the screen or the serial console of a machine.
+/// Opens the screen or the serial console of a machine. One that is not up has neither:
+/// [`BackendErrorKind::NotRunning`].
 #[cfg_attr(feature = "mock", mockall::automock)]
 #[async_trait]
 pub trait Console: Send + Sync + 'static {
@@ -609,6 +610,8 @@ pub enum BackendErrorKind {
     Unavailable,
     /// There is no such workload, image, snapshot or file.
     NotFound,
+    /// The workload does not run, so it has no console and takes no commands.
+    NotRunning,
     /// It refuses the config: trying again does not help.
     Invalid,
     /// Something that is not ours is in the way: a name, a port.
@@ -625,6 +628,25 @@ pub enum BackendErrorKind {
     Superseded,
     /// Anything else that failed.
     Failed,
+}
+
+impl BackendErrorKind {
+    /// The contract's stable word for it.
+    pub const fn code(self) -> &'static str {
+        match self {
+            Self::Unavailable => "BACKEND_UNAVAILABLE",
+            Self::NotRunning => "INVALID_STATE",
+            Self::Unsupported => "UNSUPPORTED",
+            Self::Timeout => "TIMEOUT",
+            Self::NotFound
+            | Self::Invalid
+            | Self::Conflict
+            | Self::Denied
+            | Self::NoSpace
+            | Self::Superseded
+            | Self::Failed => "BACKEND_FAILED",
+        }
+    }
 }
 
 /// A failure of a backend. Its text holds no secret.
@@ -654,6 +676,7 @@ impl BackendError {
         match self.kind {
             BackendErrorKind::Unavailable => true,
             BackendErrorKind::NotFound
+            | BackendErrorKind::NotRunning
             | BackendErrorKind::Invalid
             | BackendErrorKind::Conflict
             | BackendErrorKind::Denied

@@ -124,7 +124,7 @@ impl Error {
             Self::PreconditionFailed { .. } => "PRECONDITION_FAILED",
             Self::Unsupported { .. } => "UNSUPPORTED",
             Self::BackendUnavailable { .. } | Self::ShuttingDown => "BACKEND_UNAVAILABLE",
-            Self::Backend { .. } => "BACKEND_FAILED",
+            Self::Backend { source, .. } => source.kind.code(),
             Self::Timeout { .. } => "TIMEOUT",
             Self::Store(_) => "INTERNAL",
         }
@@ -143,6 +143,7 @@ impl Error {
                 reason: error.message,
             },
             BackendErrorKind::NotFound
+            | BackendErrorKind::NotRunning
             | BackendErrorKind::Invalid
             | BackendErrorKind::Conflict
             | BackendErrorKind::Denied

@@ -132,7 +132,7 @@ fn not_running(fault: Fault, doing: &str) -> BackendError {
     let stopped = fault.has_status(409) || fault.message().contains("container state improper");
     let mut error = fault.during(doing);
     if stopped {
-        error.kind = BackendErrorKind::Invalid;
+        error.kind = BackendErrorKind::NotRunning;
     }
     error
 }

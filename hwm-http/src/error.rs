@@ -370,7 +370,7 @@ impl From<hwm_core::Error> for ApiError {
             E::ShuttingDown => plain(StatusCode::SERVICE_UNAVAILABLE).retry_after(Duration::from_secs(5)),
             E::Backend { source, .. } => match source.kind {
                 // The caller can do something about these, so it is told what the backend said.
-                BackendErrorKind::Conflict => {
+                BackendErrorKind::Conflict | BackendErrorKind::NotRunning => {
                     Self::new(StatusCode::CONFLICT, code, source.to_string()).with_cause(&error)
                 }
                 BackendErrorKind::Invalid | BackendErrorKind::NotFound => {

@@ -155,7 +155,7 @@ impl Exec for Libvirt {
         let pid = inner
             .ask(doing, move |host| {
                 if !matches!(place.find(host)?, Found::Domain(..)) || !place.is_up(host)? {
-                    return Err(Fault::new(FaultKind::NotFound, "the machine does not run"));
+                    return Err(Fault::new(FaultKind::NotRunning, "the machine does not run"));
                 }
                 start(host, id, &request)
             })

@@ -68,12 +68,12 @@ impl SerialHubs {
 /// What runs, or why there is no console.
 fn running(place: &Place, host: &Host) -> std::result::Result<DomainSeen, Fault> {
     if !place.is_up(host)? {
-        return Err(Fault::new(FaultKind::NotFound, "the machine does not run"));
+        return Err(Fault::new(FaultKind::NotRunning, "the machine does not run"));
     }
     host.domain_xml(place.id, true)?
         .as_deref()
         .and_then(DomainSeen::parse)
-        .ok_or_else(|| Fault::new(FaultKind::NotFound, "the machine does not run"))
+        .ok_or_else(|| Fault::new(FaultKind::NotRunning, "the machine does not run"))
 }
 
 #[async_trait]

@@ -56,7 +56,7 @@ impl LiveUpdate for Libvirt {
                     }
                 };
                 if !place.is_up(host)? {
-                    return Err(Fault::new(FaultKind::State, "the machine does not run"));
+                    return Err(Fault::new(FaultKind::NotRunning, "the machine does not run"));
                 }
                 host.set_vcpus(id, config.vcpus)?;
                 host.set_memory(id, config.ram.0 >> 10)?;

@@ -129,7 +129,7 @@ async fn without_a_container_that_runs_there_is_no_command() {
     assert_eq!(error.kind, BackendErrorKind::NotFound, "{error}");
     lab.backend.create(&call(), &workload).await.unwrap();
     let error = lab.backend.run(workload.id, request("true")).await.unwrap_err();
-    assert_eq!(error.kind, BackendErrorKind::Invalid, "{error}");
+    assert_eq!(error.kind, BackendErrorKind::NotRunning, "{error}");
     lab.gone(workload.id).await;
 }
 

@@ -18,6 +18,8 @@ pub(crate) enum FaultKind {
     Unsupported,
     /// It refuses what was asked for.
     Invalid,
+    /// The machine does not run.
+    NotRunning,
     /// It may not.
     Denied,
     /// No space is left.
@@ -60,6 +62,7 @@ impl Fault {
             FaultKind::Exists => BackendErrorKind::Conflict,
             FaultKind::Unsupported => BackendErrorKind::Unsupported,
             FaultKind::Invalid => BackendErrorKind::Invalid,
+            FaultKind::NotRunning => BackendErrorKind::NotRunning,
             FaultKind::Denied => BackendErrorKind::Denied,
             FaultKind::NoSpace => BackendErrorKind::NoSpace,
             FaultKind::Timeout | FaultKind::Agent => BackendErrorKind::Timeout,

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::{FIRST_CHECK, Fault, LONGEST_PAUSE, Run};
-use crate::backend::{BackendError, BackendErrorKind, Call, Observed, ProgressSink, Workload};
+use crate::backend::{BackendError, Call, Observed, ProgressSink, Workload};
 use crate::error::Error;
 use crate::lifecycle::Phase;
 use crate::manager::draft::{self, Draft};
@@ -173,25 +173,13 @@ pub(super) fn applied(workload: &Workload) -> Applied {
 }
 
 fn failed(error: &BackendError) -> Fault {
-    let code = match error.kind {
-        BackendErrorKind::Unavailable => {
-            return Fault::Away {
-                message: error.to_string(),
-            };
-        }
-        BackendErrorKind::Unsupported => "UNSUPPORTED",
-        BackendErrorKind::Timeout => "TIMEOUT",
-        BackendErrorKind::NotFound
-        | BackendErrorKind::Invalid
-        | BackendErrorKind::Conflict
-        | BackendErrorKind::Denied
-        | BackendErrorKind::NoSpace
-        | BackendErrorKind::Superseded
-        | BackendErrorKind::Failed => "BACKEND_FAILED",
-    };
+    let message = error.to_string();
+    if error.is_retryable() {
+        return Fault::Away { message };
+    }
     Fault::Failed {
-        code,
-        message: error.to_string(),
+        code: error.kind.code(),
+        message,
     }
 }
 

@@ -135,10 +135,10 @@ const CONSOLE: &str = "open the console of";
 /// What the backend does not have yet, or no longer, is not up.
 fn not_up_yet(slot: &Slot, error: BackendError, phase: Phase, doing: &'static str) -> Error {
     match error.kind {
-        BackendErrorKind::NotFound => Error::InvalidState {
+        BackendErrorKind::NotFound | BackendErrorKind::NotRunning => Error::InvalidState {
             action: doing,
             phase,
-            reason: "the backend does not have it; wait until it runs",
+            reason: "the backend does not have it, or it does not run; wait until it runs",
         },
         _ => slot.error(error),
     }

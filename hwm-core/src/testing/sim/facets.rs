@@ -88,7 +88,7 @@ impl Exec for SimBackend {
                 ),
             )),
             Either::Right((Either::Right(_), _)) => Err(BackendError::new(
-                BackendErrorKind::Failed,
+                BackendErrorKind::NotRunning,
                 doing.clone(),
                 "the workload ended meanwhile",
             )),

@@ -318,7 +318,7 @@ impl World {
             Ok(guest)
         } else {
             Err(BackendError::new(
-                BackendErrorKind::Failed,
+                BackendErrorKind::NotRunning,
                 doing,
                 "it is not running",
             ))
