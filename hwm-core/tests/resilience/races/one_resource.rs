@@ -137,7 +137,7 @@ fn ended_as_told(seen: &[Seen], record: &hwm_core::resource::Record) -> Vec<Stri
 
 #[test]
 fn races_on_one_resource_have_one_order() {
-    seeds::many(1_000, |seed| {
+    seeds::many(10_000, |seed| {
         run(async {
             let kind = [Kind::Container, Kind::Machine][(seed % 2) as usize];
             let world = World::new(seed);
