@@ -1,8 +1,11 @@
-//! The Docker backend beside the same calls made raw with bollard: life cycles and following a log.
+//! Containers through the API beside the same calls made raw with bollard: life cycles and following a log.
 //!
 //! Needs `HWM_TEST_DOCKER_HOST`, a unix socket whose engine has the lab's images. `HWM_BENCH_CYCLES`
 //! (default 20) is how many containers are made each way.
 
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bollard::Docker;
@@ -12,10 +15,16 @@ use bollard::query_parameters::{
     RemoveContainerOptionsBuilder,
 };
 use futures_util::StreamExt;
-use hwm_benches::{Figure, median};
-use hwm_core::backend::{Backend, Call, LogQuery, StopOptions, Workload};
+use hwm_benches::{Figure, admin_token, median};
+use hwm_core::backend::{Backend, LogQuery};
 use hwm_core::id::ResourceId;
+use hwm_core::manager::Manager;
 use hwm_docker::{DockerBackend, DockerOptions};
+use hwm_http::Options;
+use hwm_http::auth::Auth;
+use hwm_store::{SealingKey, SqliteStore};
+use reqwest::{Client, Method};
+use serde_json::{Value, json};
 
 type Error = Box<dyn std::error::Error>;
 
@@ -48,24 +57,27 @@ async fn figures(cycles: usize) -> Result<Vec<Figure>, Error> {
         .strip_prefix("unix://")
         .ok_or("HWM_TEST_DOCKER_HOST must be a unix socket")?;
     let docker = Docker::connect_with_unix(socket, 120, bollard::API_DEFAULT_VERSION)?;
-    let folder = tempfile::tempdir()?;
+    let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR"))?;
     let options = DockerOptions {
         host: Some(host.clone()),
         ..DockerOptions::new(format!("hwm-bench-{}", std::process::id()), folder.path())
     };
-    let backend = DockerBackend::new(options)?;
-    backend.probe().await?;
+    let backend = Arc::new(DockerBackend::new(options)?);
+    let api = Api::serve(backend.clone(), folder.path()).await?;
 
     let (mut raw, mut ours) = (Lives::default(), Lives::default());
-    // In turns, so that both meet the same machine.
-    for n in 0..cycles {
+    // In turns, so that both meet the same machine; the first turn warms up.
+    for n in 0..=cycles {
+        if n == 1 {
+            (raw, ours) = (Lives::default(), Lives::default());
+        }
         raw_life(&docker, n, &mut raw).await?;
-        our_life(&backend, n, &mut ours).await?;
+        our_life(&api, n, &mut ours).await?;
     }
     let mut figures: Vec<_> = [
-        ("create and start", &mut ours.up, &mut raw.up),
+        ("POST to running", &mut ours.up, &mut raw.up),
         ("stop at once", &mut ours.down, &mut raw.down),
-        ("remove", &mut ours.gone, &mut raw.gone),
+        ("delete", &mut ours.gone, &mut raw.gone),
     ]
     .into_iter()
     .map(|(name, ours, raw)| Figure {
@@ -76,8 +88,85 @@ async fn figures(cycles: usize) -> Result<Vec<Figure>, Error> {
         target: Some("at most 1.10 × or + 10 ms"),
     })
     .collect();
-    figures.push(follow(&docker, &backend).await?);
+    figures.extend(follow(&docker, &backend, &api).await?);
+    api.manager.shutdown(Duration::from_secs(5)).await;
     Ok(figures)
+}
+
+/// The whole of hwm on the engine, behind a socket, as a client meets it.
+struct Api {
+    manager: Manager,
+    address: SocketAddr,
+    client: Client,
+    token: String,
+}
+
+impl Api {
+    async fn serve(backend: Arc<DockerBackend>, folder: &Path) -> Result<Self, Error> {
+        const SECRET: &[u8] = b"thirty-two random bytes are good";
+        let key = SealingKey::load_or_create(&folder.join("key"))?;
+        let store = Arc::new(SqliteStore::open(&folder.join("hwm.db"), key)?);
+        let manager = Manager::builder(store, "node-0".into())
+            .backend(backend)
+            .build()
+            .await?;
+        let options = Options {
+            caller_rate: None,
+            address_rate: None,
+            ..Options::new(Auth::hs256(SECRET)?)
+        };
+        let app = hwm_http::router(manager.clone(), options);
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
+        let address = listener.local_addr()?;
+        tokio::spawn(async move {
+            let service = app.into_make_service_with_connect_info::<SocketAddr>();
+            axum::serve(listener, service).await
+        });
+        Ok(Self {
+            manager,
+            address,
+            client: Client::builder().no_proxy().build()?,
+            token: admin_token(SECRET)?,
+        })
+    }
+
+    fn request(&self, method: Method, path: &str) -> reqwest::RequestBuilder {
+        self.client
+            .request(method, format!("http://{}{path}", self.address))
+            .bearer_auth(&self.token)
+            .header("prefer", "wait=60")
+    }
+
+    async fn act(&self, method: Method, path: &str, body: Value) -> Result<Value, Error> {
+        let answer = self.request(method, path).json(&body).send().await?;
+        let status = answer.status();
+        let body: Value = answer.json().await?;
+        if status.is_success() {
+            Ok(body)
+        } else {
+            Err(format!("{status}: {body}").into())
+        }
+    }
+
+    /// Creates a container and answers its path once it runs.
+    async fn run(&self, command: &[&str]) -> Result<String, Error> {
+        let made = self.act(Method::POST, "/resources", container(command)).await?;
+        match (made["status"].as_str(), made["_id"].as_str()) {
+            (Some("running"), Some(id)) => Ok(format!("/resources/{id}")),
+            _ => Err(format!("it does not run: {made}").into()),
+        }
+    }
+}
+
+fn container(command: &[&str]) -> Value {
+    let mut config = json!({
+        "type": "application-container", "registry": "docker-hub", "pullPolicy": "never",
+        "imageName": "hwm-test/busybox", "imageTag": "1",
+    });
+    if !command.is_empty() {
+        config["command"] = command.into();
+    }
+    json!({ "name": "bench", "resourceType": "application-container", "config": config })
 }
 
 async fn raw_life(docker: &Docker, n: usize, lives: &mut Lives) -> Result<(), Error> {
@@ -109,39 +198,31 @@ async fn raw_life(docker: &Docker, n: usize, lives: &mut Lives) -> Result<(), Er
     Ok(())
 }
 
-async fn our_life(backend: &DockerBackend, n: usize, lives: &mut Lives) -> Result<(), Error> {
-    let workload = workload(n, &[])?;
-    let call = Call::new(1, Duration::from_secs(60));
+async fn our_life(api: &Api, n: usize, lives: &mut Lives) -> Result<(), Error> {
     let begun = Instant::now();
-    backend.create(&call, &workload).await?;
-    backend.start(&call, &workload).await?;
+    let path = api.run(&[]).await.map_err(|e| format!("life {n}: {e}"))?;
     lives.up.push(begun.elapsed());
     let begun = Instant::now();
-    let at_once = StopOptions {
-        force: true,
-        grace: None,
-    };
-    backend.stop(&call, workload.id, at_once).await?;
+    let at_once = json!({ "force": true });
+    api.act(Method::POST, &format!("{path}/stop"), at_once).await?;
     lives.down.push(begun.elapsed());
     let begun = Instant::now();
-    backend.remove(&call, workload.id).await?;
+    api.act(Method::DELETE, &path, json!({})).await?;
     lives.gone.push(begun.elapsed());
     Ok(())
 }
 
 /// Follows the log of a container that has ended, each way in turns.
-async fn follow(docker: &Docker, backend: &DockerBackend) -> Result<Figure, Error> {
+async fn follow(docker: &Docker, backend: &DockerBackend, api: &Api) -> Result<Vec<Figure>, Error> {
     let script = format!(
         "awk 'BEGIN {{ for (i = 1; i <= {LINES}; i++) print \"line \" i \" of a container that writes a lot of lines\" }}'"
     );
-    let workload = workload(0, &["/bin/sh", "-c", &script])?;
-    let call = Call::new(2, Duration::from_secs(60));
-    backend.create(&call, &workload).await?;
-    backend.start(&call, &workload).await?;
-    let name = format!("hwm-{}", workload.id);
+    let path = api.run(&["/bin/sh", "-c", &script]).await?;
+    let id: ResourceId = path.trim_start_matches("/resources/").parse()?;
+    let name = format!("hwm-{id}");
     let mut left = Box::pin(docker.wait_container(&name, None));
     while left.next().await.transpose()?.is_some() {}
-    let (mut ours, mut raw) = (Vec::new(), Vec::new());
+    let (mut raw, mut ours, mut http) = (Vec::new(), Vec::new(), Vec::new());
     let mut bytes = 0;
     for _ in 0..5 {
         let begun = Instant::now();
@@ -163,43 +244,43 @@ async fn follow(docker: &Docker, backend: &DockerBackend) -> Result<Figure, Erro
             follow: true,
             ..LogQuery::default()
         };
-        let mut lines = backend.logs(workload.id, query).await?;
+        let mut lines = backend.logs(id, query).await?;
         let mut ours_count = 0;
         while let Some(line) = lines.next().await {
             line?;
             ours_count += 1;
         }
         ours.push(begun.elapsed());
-        if ours_count != count || count < LINES / 2 {
-            return Err(format!("{ours_count} lines beside {count}").into());
+        let begun = Instant::now();
+        let events = api.request(Method::GET, &format!("{path}/logs?follow=true"));
+        let mut events = events.send().await?.error_for_status()?;
+        let mut sent = 0;
+        while let Some(chunk) = events.chunk().await? {
+            sent += chunk.windows(7).filter(|w| w == b"\ndata: ").count();
+        }
+        http.push(begun.elapsed());
+        // An event may lie across two chunks, and the last one says that it is the end.
+        if ours_count != count || count < LINES / 2 || sent < count * 9 / 10 {
+            return Err(format!("{ours_count} lines and {sent} events beside {count} lines").into());
         }
     }
-    backend.remove(&call, workload.id).await?;
+    api.act(Method::DELETE, &path, json!({})).await?;
     let rate =
         |mut times: Vec<Duration>| bytes as f64 / 5.0 / median(&mut times).as_secs_f64() / f64::from(1 << 20);
-    Ok(Figure {
-        name: format!("follow a log of {LINES} lines"),
-        value: rate(ours),
+    let raw = rate(raw);
+    let figure = |name: String, times, target| Figure {
+        name,
+        value: rate(times),
         unit: "MB/s",
-        beside: Some(("bollard", rate(raw))),
-        target: Some("at least 0.8 ×"),
-    })
-}
-
-fn workload(n: usize, command: &[&str]) -> Result<Workload, Error> {
-    let mut config = serde_json::json!({
-        "type": "application-container", "registry": "docker-hub", "pullPolicy": "never",
-        "imageName": "hwm-test/busybox", "imageTag": "1",
-    });
-    if !command.is_empty() {
-        config["command"] = command.into();
-    }
-    Ok(Workload {
-        id: ResourceId::from_u128((u128::from(std::process::id()) << 64) | n as u128),
-        name: "bench".to_owned(),
-        generation: 1,
-        config: serde_json::from_value(config)?,
-        ports: Vec::new(),
-        grants: Vec::new(),
-    })
+        beside: Some(("bollard", raw)),
+        target,
+    };
+    Ok(vec![
+        figure(
+            format!("follow a log of {LINES} lines"),
+            ours,
+            Some("at least 0.8 ×"),
+        ),
+        figure("the same as server-sent events over HTTP".to_owned(), http, None),
+    ])
 }

@@ -16,7 +16,7 @@ use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
-use hwm_benches::{Figure, record};
+use hwm_benches::{Figure, admin_token, record};
 use hwm_core::env::SystemEnvironment;
 use hwm_core::lifecycle::Phase;
 use hwm_core::manager::Manager;
@@ -24,7 +24,7 @@ use hwm_core::resource::Resource;
 use hwm_core::store::{RecordWrite, Store, Transaction};
 use hwm_core::testing::sim::{Sim, SimOptions};
 use hwm_http::Options;
-use hwm_http::auth::{Auth, Claims, sign_hs256};
+use hwm_http::auth::{Auth, Claims};
 use hwm_store::{SealingKey, SqliteStore};
 use jsonwebtoken::{Algorithm, DecodingKey, Validation};
 use rusqlite::{Connection, OpenFlags};
@@ -60,7 +60,7 @@ async fn measure(folder: &Path, time: Duration) -> Result<Vec<Figure>, Error> {
         .map(|record| Resource::from(&record))
         .collect();
     let paths: Arc<[String]> = resources.iter().map(|r| format!("/resources/{}", r.id)).collect();
-    let token = token()?;
+    let token = admin_token(SECRET)?;
 
     let whole = serve(hwm(folder).await?).await?;
     let least = serve(least(&folder.join("least.db"), &resources)?).await?;
@@ -110,23 +110,6 @@ async fn measure(folder: &Path, time: Duration) -> Result<Vec<Figure>, Error> {
 fn median(mut values: Vec<f64>) -> f64 {
     values.sort_unstable_by(f64::total_cmp);
     values.get(values.len() / 2).copied().unwrap_or_default()
-}
-
-fn token() -> Result<String, Error> {
-    Ok(sign_hs256(
-        SECRET,
-        &Claims {
-            sub: "ann".into(),
-            username: "ann".into(),
-            status: "active".into(),
-            roles: vec!["universe.owner".into()],
-            org_id: "org-0".into(),
-            group_id: "group-0".into(),
-            user_id: "user-0".into(),
-            exp: 4_000_000_000,
-            ..Claims::default()
-        },
-    )?)
 }
 
 /// All of hwm: the router, the manager, the store.

@@ -15,7 +15,9 @@ use hwm_core::id::ResourceId;
 use hwm_core::lifecycle::{Desired, Phase};
 use hwm_core::resource::{Allocation, Record};
 use hwm_core::secret::Secret;
+use hwm_core::store::{CommitError, RecordWrite, Store, Transaction};
 use hwm_core::units::{Bytes, Cores, Timestamp};
+use hwm_http::auth::{AuthError, Claims, sign_hs256};
 
 /// A figure, and what it is measured against.
 #[derive(Debug, Clone)]
@@ -67,10 +69,53 @@ fn round(value: f64) -> f64 {
     (value * digits).round() / digits
 }
 
+/// A token with which everything may be done.
+///
+/// # Errors
+/// When `secret` is too short.
+pub fn admin_token(secret: &[u8]) -> Result<String, AuthError> {
+    sign_hs256(
+        secret,
+        &Claims {
+            sub: "ann".into(),
+            username: "ann".into(),
+            status: "active".into(),
+            roles: vec!["universe.owner".into()],
+            org_id: "org-0".into(),
+            group_id: "group-0".into(),
+            user_id: "user-0".into(),
+            exp: 4_000_000_000,
+            ..Claims::default()
+        },
+    )
+}
+
 /// The middle of some durations.
 pub fn median(durations: &mut [Duration]) -> Duration {
     durations.sort_unstable();
     durations.get(durations.len() / 2).copied().unwrap_or_default()
+}
+
+/// Puts the first so many records into a store, some hundreds at a time.
+///
+/// # Errors
+/// When the store fails.
+pub async fn fill(store: &dyn Store, rows: u64, made: impl Fn(u64) -> Record) -> Result<(), CommitError> {
+    const AT_ONCE: usize = 500;
+    for first in (0..rows).step_by(AT_ONCE) {
+        let records = (first..rows).take(AT_ONCE).map(|n| RecordWrite {
+            record: made(n),
+            expected: None,
+        });
+        let records = records.collect();
+        store
+            .commit(Transaction {
+                records,
+                ..Transaction::default()
+            })
+            .await?;
+    }
+    Ok(())
 }
 
 /// The `n`th record of a large installation: 10 organizations of which the first has half of all, mostly

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use criterion::Criterion;
 use futures_util::future::join_all;
-use hwm_benches::{Figure, median, record};
+use hwm_benches::{Figure, fill, median, record};
 use hwm_core::access::Visibility;
 use hwm_core::config::{Protocol, ResourceType};
 use hwm_core::event::{EventType, NewEvent};
@@ -85,23 +85,10 @@ fn open(path: &Path) -> Result<SqliteStore, Error> {
     Ok(SqliteStore::open(path, SealingKey::from_bytes([7; 32]))?)
 }
 
-/// A store with so many resources, written some hundreds at a time.
+/// A store with so many resources.
 fn filled(runtime: &Runtime, path: &Path, rows: u64) -> Result<SqliteStore, Error> {
-    const AT_ONCE: usize = 500;
     let store = open(path)?;
-    runtime.block_on(async {
-        for first in (0..rows).step_by(AT_ONCE) {
-            let records = (first..rows).take(AT_ONCE).map(|n| write(record(n), None));
-            let records = records.collect();
-            store
-                .commit(Transaction {
-                    records,
-                    ..Transaction::default()
-                })
-                .await?;
-        }
-        Ok::<(), Error>(())
-    })?;
+    runtime.block_on(fill(&store, rows, record))?;
     Ok(store)
 }
 
