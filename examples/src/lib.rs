@@ -7,13 +7,15 @@
 //! | `wiring` | which backends, and why |
 //! | `token` | whose tokens are accepted; `server token` |
 //! | `serve` | from the flags to a server that listens, and to its end |
+//! | `memory` | what is free goes back to the system |
 //! | `demo` | the ten demo resources |
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
 mod datadir;
 mod demo;
 mod failure;
 mod flags;
+mod memory;
 mod serve;
 mod token;
 mod wiring;

@@ -20,6 +20,7 @@ use crate::datadir::DataDir;
 use crate::demo;
 use crate::failure::Failure;
 use crate::flags::Serve;
+use crate::memory;
 use crate::token;
 use crate::wiring::{self, Wiring};
 
@@ -92,6 +93,7 @@ async fn serve(flags: Serve) -> Result<(), Failure> {
     let ending = tokio::spawn(end(stop.clone(), handle.clone()));
     let service = app.into_make_service_with_connect_info::<SocketAddr>();
     let scheme = if tls.is_some() { "https" } else { "http" };
+    memory::give_back();
     ready(&format!("listening on {scheme}://{address}"));
     let server = bounded(
         axum_server::from_tcp(listener)
