@@ -1,0 +1,140 @@
+//! What the processes run on, and what looks at it past hwm.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+use std::process::Command;
+use std::sync::Arc;
+
+use hwm_core::backend::Backend;
+use hwm_core::validate::Rules;
+use hwm_docker::{DockerBackend, DockerOptions};
+use serde_json::{Value, json};
+
+/// What runs workloads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Engine {
+    Docker,
+}
+
+/// A workload as the engine has it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Seen {
+    pub(crate) runs: bool,
+    pub(crate) memory_mb: u64,
+}
+
+pub(crate) fn variable(name: &str) -> String {
+    std::env::var(name).unwrap_or_else(|_| panic!("{name} is not set: see scripts/lab, and read DIR/env"))
+}
+
+impl Engine {
+    pub(crate) fn all() -> Vec<Self> {
+        vec![Self::Docker]
+    }
+
+    pub(crate) const fn word(self) -> &'static str {
+        match self {
+            Self::Docker => "docker",
+        }
+    }
+
+    pub(crate) fn parse(word: &str) -> Option<Self> {
+        Self::all().into_iter().find(|engine| engine.word() == word)
+    }
+
+    pub(crate) fn backend(self, data: &Path, node: &str) -> Arc<dyn Backend> {
+        match self {
+            Self::Docker => {
+                let options = DockerOptions {
+                    host: Some(variable("HWM_TEST_DOCKER_HOST")),
+                    ..DockerOptions::new(node, data)
+                };
+                Arc::new(DockerBackend::new(options).unwrap())
+            }
+        }
+    }
+
+    pub(crate) fn rules(self) -> Rules {
+        match self {
+            Self::Docker => Rules::default(),
+        }
+    }
+
+    /// A resource with 512 MB.
+    pub(crate) fn body(self) -> Value {
+        match self {
+            Self::Docker => json!({
+                "name": "crash",
+                "resourceType": "application-container",
+                "config": {
+                    "type": "application-container", "registry": "docker-hub", "pullPolicy": "never",
+                    "imageName": "hwm-test/busybox", "imageTag": "1", "command": ["sleep", "100000"],
+                    "containerPorts": [{ "containerPort": 80 }], "cpuCores": 0.1, "ramLimit": 0.5,
+                },
+            }),
+        }
+    }
+
+    /// The part of a config that gives it so much memory.
+    pub(crate) fn memory(self, mb: u64) -> Value {
+        match self {
+            Self::Docker => json!({ "ramLimit": mb as f64 / 1024.0 }),
+        }
+    }
+
+    /// Everything that carries the owner label, by resource.
+    pub(crate) fn found(self, node: &str) -> BTreeMap<String, Seen> {
+        match self {
+            Self::Docker => containers(node)
+                .iter()
+                .map(|name| {
+                    let seen = docker(&["inspect", "-f", "{{.State.Running}} {{.HostConfig.Memory}}", name]);
+                    let (runs, memory) = seen.trim().split_once(' ').unwrap();
+                    let seen = Seen {
+                        runs: runs == "true",
+                        memory_mb: memory.parse::<u64>().unwrap() >> 20,
+                    };
+                    (name.trim_start_matches("hwm-").to_owned(), seen)
+                })
+                .collect(),
+        }
+    }
+
+    /// What else is left of resources that are not among `recorded`.
+    pub(crate) fn other_leftovers(self, _node: &str, _recorded: &BTreeSet<String>) -> Vec<String> {
+        match self {
+            Self::Docker => Vec::new(),
+        }
+    }
+
+    /// Removes what a run left.
+    pub(crate) fn clean(self, node: &str) {
+        match self {
+            Self::Docker => {
+                for name in containers(node) {
+                    docker(&["rm", "-f", &name]);
+                }
+            }
+        }
+    }
+}
+
+fn containers(node: &str) -> Vec<String> {
+    let label = format!("label=io.hwm.owner={node}");
+    let names = docker(&["ps", "-a", "--format", "{{.Names}}", "--filter", &label]);
+    names.lines().map(str::to_owned).collect()
+}
+
+fn docker(words: &[&str]) -> String {
+    let output = Command::new("docker")
+        .args(["-H", &variable("HWM_TEST_DOCKER_HOST")])
+        .args(words)
+        .output()
+        .unwrap();
+    assert!(
+        output.status.success(),
+        "{words:?}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    String::from_utf8(output.stdout).unwrap()
+}
