@@ -91,13 +91,13 @@ impl Engine {
             if known.owner != owner {
                 return Err(conflict(format!("{} has it", known.owner)));
             }
-            let functions = known.functions.into_iter().map(|(f, _)| f).collect();
+            let functions: Vec<String> = known.functions.into_iter().map(|(f, _)| f).collect();
             if function.as_ref().is_some_and(Function::on_vfio) {
                 return Ok(grant(&entry, functions));
             }
             // Granted a moment ago and not taken yet: NVML is closed for it.
             if self.yielding.contains_key(card) && self.session.is_none() {
-                self.is_let_go(&entry).map_err(conflict)?;
+                self.is_let_go(&entry, &functions).map_err(conflict)?;
                 self.yielding.insert(card.to_owned(), Instant::now() + YIELD);
                 return Ok(grant(&entry, functions));
             }
@@ -130,14 +130,15 @@ impl Engine {
         self.handovers.insert(card.to_owned(), handover);
         self.yielding.insert(card.to_owned(), Instant::now() + YIELD);
         self.close();
-        if let Err(why) = self.is_let_go(&entry) {
+        let functions: Vec<String> = members.into_iter().map(|f| f.address).collect();
+        if let Err(why) = self.is_let_go(&entry, &functions) {
             self.yielding.remove(card);
             self.drop_handover(card, &doing)?;
             self.refresh();
             return Err(conflict(why));
         }
         self.publish();
-        Ok(grant(&entry, members.into_iter().map(|f| f.address).collect()))
+        Ok(grant(&entry, functions))
     }
 
     /// What NVML knows against it: instances, processes, persistence mode.
@@ -185,20 +186,24 @@ impl Engine {
         conflict(format!("pid {} uses the card", pids.join(", ")))
     }
 
-    /// Whether nobody has the card's device file open, this process included.
-    fn is_let_go(&self, entry: &CardEntry) -> Result<(), String> {
-        let Some(minor) = entry.minor else { return Ok(()) };
-        let node = format!("nvidia{minor}");
-        let holders = self.host.holders(&node);
+    /// Whether nobody has a device file of the card or of a function that goes with it open, this process included.
+    fn is_let_go(&self, entry: &CardEntry, functions: &[String]) -> Result<(), String> {
+        let mut nodes: Vec<String> = entry.minor.iter().map(|m| format!("nvidia{m}")).collect();
+        for function in functions {
+            nodes.extend(self.host.nodes(function));
+            let group = self.host.function(function).and_then(|f| f.group);
+            nodes.extend(group.map(|g| format!("vfio/{g}")));
+        }
+        let holders = self.host.holders(&nodes);
         if !holders.is_empty() {
-            return Err(format!("/dev/{node} is open in {}", list(&holders)));
+            return Err(list(&holders));
         }
-        if self.host.held_by_us(&node) {
-            return Err(format!(
+        match self.host.held_by_us(&nodes) {
+            None => Ok(()),
+            Some(node) => Err(format!(
                 "/dev/{node} is open in hwm itself, outside the session that it closed"
-            ));
+            )),
         }
-        Ok(())
     }
 
     /// Takes a card back from a machine, and proves it.
@@ -242,12 +247,9 @@ impl Engine {
                 return Err(format!("{address} is not on the PCI bus any more"));
             };
             if let Some(group) = function.group {
-                let holders = self.host.holders(&format!("vfio/{group}"));
+                let holders = self.host.holders(&[format!("vfio/{group}")]);
                 if !holders.is_empty() {
-                    return Err(format!(
-                        "{address} is still held by {} (/dev/vfio/{group})",
-                        list(&holders)
-                    ));
+                    return Err(format!("{address} is still held: {}", list(&holders)));
                 }
             }
             if same_boot && function.driver != *driver {
@@ -338,7 +340,14 @@ fn grant(entry: &CardEntry, functions: Vec<String>) -> DeviceGrant {
     }
 }
 
+/// Names files and who has them open: `/dev/nvidia0 is open in pid 12 (python3)`.
 fn list(holders: &[Holder]) -> String {
-    let each = holders.iter().map(|h| format!("pid {} ({})", h.pid, h.command));
-    each.collect::<Vec<_>>().join(", ")
+    let files = holders.chunk_by(|a, b| a.node == b.node).map(|same| {
+        let each: Vec<String> = same
+            .iter()
+            .map(|h| format!("pid {} ({})", h.pid, h.command))
+            .collect();
+        format!("/dev/{} is open in {}", same[0].node, each.join(", "))
+    });
+    files.collect::<Vec<_>>().join("; ")
 }

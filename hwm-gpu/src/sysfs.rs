@@ -61,9 +61,11 @@ impl Function {
     }
 }
 
-/// A process that has a device open.
+/// A process that has a file of `/dev` open.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Holder {
+    /// The file, such as `nvidia0`.
+    pub(crate) node: String,
     pub(crate) pid: u32,
     pub(crate) command: String,
 }
@@ -148,10 +150,17 @@ impl Host {
         addresses.iter().map(|a| self.function(a)).collect()
     }
 
-    /// Processes other than this one that have a file of `/dev` open, such as `nvidia0`. What cannot be looked
-    /// into, as another user's process without privileges, is not among them.
-    pub(crate) fn holders(&self, node: &str) -> Vec<Holder> {
-        let wanted = self.roots.dev.join(node);
+    /// The files of `/dev` that the drivers of a function made, such as `dri/card0` or `snd/controlC1`.
+    pub(crate) fn nodes(&self, address: &str) -> Vec<String> {
+        let mut nodes = Vec::new();
+        add_nodes(&self.device(address), 4, &mut nodes);
+        nodes.sort();
+        nodes
+    }
+
+    /// Processes other than this one that have one of these files of `/dev` open. What cannot be looked into, as
+    /// another user's process without privileges, is not among them.
+    pub(crate) fn holders(&self, nodes: &[String]) -> Vec<Holder> {
         let own = std::process::id();
         let mut holders = BTreeSet::new();
         for entry in fs::read_dir(&self.roots.proc)
@@ -162,31 +171,33 @@ impl Host {
             let Some(pid) = entry.file_name().to_str().and_then(|n| n.parse::<u32>().ok()) else {
                 continue;
             };
-            let fds = fs::read_dir(entry.path().join("fd"))
-                .into_iter()
-                .flatten()
-                .filter_map(Result::ok);
-            if fds
-                .map(|fd| fs::read_link(fd.path()))
-                .any(|l| l.is_ok_and(|l| l == wanted))
-                && pid != own
-            {
+            if pid == own {
+                continue;
+            }
+            for node in self.open_in(&entry.path(), nodes) {
                 let command = text(&entry.path().join("comm")).unwrap_or_default();
-                holders.insert(Holder { pid, command });
+                holders.insert(Holder { node, pid, command });
             }
         }
         holders.into_iter().collect()
     }
 
-    /// Whether this process itself has it open.
-    pub(crate) fn held_by_us(&self, node: &str) -> bool {
-        let wanted = self.roots.dev.join(node);
-        let fds = fs::read_dir(self.roots.proc.join("self/fd"))
+    /// Which of these files this process itself has open.
+    pub(crate) fn held_by_us(&self, nodes: &[String]) -> Option<String> {
+        self.open_in(&self.roots.proc.join("self"), nodes)
+            .into_iter()
+            .next()
+    }
+
+    fn open_in(&self, process: &Path, nodes: &[String]) -> Vec<String> {
+        let fds = fs::read_dir(process.join("fd"))
             .into_iter()
             .flatten()
             .filter_map(Result::ok);
-        fds.map(|fd| fs::read_link(fd.path()))
-            .any(|l| l.is_ok_and(|l| l == wanted))
+        let files = fds.filter_map(|fd| fs::read_link(fd.path()).ok());
+        let names =
+            files.filter_map(|file| Some(file.strip_prefix(&self.roots.dev).ok()?.to_str()?.to_owned()));
+        names.filter(|name| nodes.contains(name)).collect()
     }
 
     /// Changes with every boot of the host.
@@ -268,6 +279,23 @@ pub(crate) fn write(path: &Path, value: &str) -> io::Result<()> {
         .write(true)
         .open(path)
         .and_then(|mut f| io::Write::write_all(&mut f, value.as_bytes()))
+}
+
+/// Adds what a folder of a device and the folders in it say that their files are called.
+fn add_nodes(folder: &Path, depth: u32, nodes: &mut Vec<String>) {
+    let uevent = text(&folder.join("uevent")).unwrap_or_default();
+    nodes.extend(
+        uevent
+            .lines()
+            .filter_map(|l| l.strip_prefix("DEVNAME="))
+            .map(str::to_owned),
+    );
+    let entries = fs::read_dir(folder).into_iter().flatten().filter_map(Result::ok);
+    // Links lead to other devices.
+    let folders = entries.filter(|e| depth > 0 && e.file_type().is_ok_and(|t| t.is_dir()));
+    for inner in folders {
+        add_nodes(&inner.path(), depth - 1, nodes);
+    }
 }
 
 fn link_name(path: &Path) -> Option<String> {

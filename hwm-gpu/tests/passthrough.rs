@@ -218,6 +218,24 @@ async fn what_stands_in_the_way_is_named_before_anything_is_touched() {
     process(&lab, 555, "nvidia-persiste", "nvidia0");
     refused("/dev/nvidia0 is open in pid 555 (nvidia-persiste)").await;
     end(&lab, 555);
+    // Other drivers made files too, of the card and of its audio function.
+    for (function, folder, file) in [
+        (CARD, "drm/card0", "dri/card0"),
+        (AUDIO, "sound/card1/controlC1", "snd/controlC1"),
+    ] {
+        let folder = lab
+            .path()
+            .join(format!("sys/devices/pci0000:00/{function}/{folder}"));
+        fs::create_dir_all(&folder).unwrap();
+        fs::write(folder.join("uevent"), format!("MAJOR=1\nDEVNAME={file}\n")).unwrap();
+        process(&lab, 556, "Xorg", file);
+        refused(&format!("/dev/{file} is open in pid 556 (Xorg)")).await;
+        end(&lab, 556);
+    }
+    // A machine that somebody else started may have the group.
+    process(&lab, 557, "qemu-system-x86", "vfio/10");
+    refused("/dev/vfio/10 is open in pid 557 (qemu-system-x86)").await;
+    end(&lab, 557);
     lab.edit(|w| w.cards[0].persistence = true);
     refused("persistence mode").await;
     lab.edit(|w| w.cards[0].persistence = false);
