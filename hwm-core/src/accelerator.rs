@@ -12,7 +12,8 @@ use serde::{Deserialize, Serialize};
 use crate::backend::{Call, Result, Stream};
 use crate::config::{GpuRequest, ResourceType};
 pub use crate::device::{
-    Attachment, Card, DeviceGrant, GpuHealth, Instance, Inventory, Placement, PlacementKind,
+    Attachment, Card, CardPlace, DeviceGrant, GpuHealth, Instance, Inventory, NvLink, Placement,
+    PlacementKind,
 };
 use crate::id::{GpuUuid, ResourceId};
 use crate::ledger::Claim;

@@ -15,6 +15,8 @@ pub struct Inventory {
     pub reason: Option<String>,
     /// Version of the driver.
     pub driver: Option<String>,
+    /// Version of CUDA that the driver has, for example `12.8`.
+    pub cuda: Option<String>,
 }
 
 /// A GPU.
@@ -40,6 +42,33 @@ pub struct Card {
     pub health: GpuHealth,
     /// Why it is not well.
     pub reason: Option<String>,
+    /// Where it is in the host.
+    pub place: CardPlace,
+}
+
+/// Where a card is in its host.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct CardPlace {
+    /// The kernel's driver that has it; null where none has.
+    pub driver: Option<String>,
+    /// Its NUMA node; null where the host has no such thing.
+    pub numa_node: Option<i32>,
+    /// The PCI address of the bridge above it; null on the root bus.
+    pub pcie_parent: Option<String>,
+    /// The cards that it has NVLinks to.
+    pub nvlinks: Vec<NvLink>,
+}
+
+/// The NVLinks between a card and another.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct NvLink {
+    /// The other card, by PCI address.
+    pub peer: String,
+    /// How many links lead to it.
+    pub links: u32,
 }
 
 /// A MIG instance on a card.
@@ -83,6 +112,9 @@ pub struct Placement {
     pub memory: Option<Bytes>,
     /// What is done there.
     pub kind: PlacementKind,
+    /// Why this, where it is not by name what was asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
 }
 
 /// What is done at a place.
@@ -107,6 +139,17 @@ pub enum PlacementKind {
 }
 
 impl Placement {
+    /// What is done, in words: `GPU-5c0f…: 1g.10gb at slot 6 (1g is 1g.10gb on this card: …)`.
+    pub fn describe(&self) -> String {
+        let what = match &self.kind {
+            PlacementKind::Whole => "the whole card".to_owned(),
+            PlacementKind::Slice { profile, start, .. } => format!("{profile} at slot {start}"),
+            PlacementKind::Existing { uuid } => format!("the instance {uuid}"),
+        };
+        let why = self.reason.iter().map(|reason| format!(" ({reason})"));
+        format!("{}: {what}{}", self.card, why.collect::<String>())
+    }
+
     /// The claims that hold the place.
     pub fn keys(&self) -> impl Iterator<Item = ClaimKey> + '_ {
         self.parts

@@ -150,6 +150,14 @@ impl Action {
         }
     }
 
+    /// Whether the resource is up when it is done.
+    pub const fn brings_up(self) -> bool {
+        match self {
+            Self::Create | Self::Start | Self::Restart | Self::SnapshotRestore => true,
+            Self::Stop | Self::Update | Self::Delete | Self::SnapshotCreate | Self::SnapshotDelete => false,
+        }
+    }
+
     /// Whether it can be given up half-way and undone.
     pub const fn is_cancellable(self) -> bool {
         match self {

@@ -3,13 +3,15 @@
 use serde::{Deserialize, Serialize};
 
 use crate::backend::BackendState;
-use crate::device::GpuHealth;
+use crate::device::{CardPlace, GpuHealth};
 use crate::id::{BackendName, GpuUuid, NodeId, ResourceId};
 use crate::ledger::Capacity;
+use crate::metrics::GpuMetrics;
 use crate::units::Cores;
 
 /// A machine.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Node {
     /// Its id.
@@ -22,8 +24,25 @@ pub struct Node {
     pub capacity: NodeAmounts,
     /// What of it is claimed.
     pub claimed: NodeAmounts,
+    /// What drives its GPUs; absent where the server was started without.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub gpu_driver: Option<GpuDriver>,
     /// Its GPUs.
     pub gpus: Vec<NodeGpu>,
+}
+
+/// What drives the GPUs of a node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct GpuDriver {
+    /// Its version; null where it does not answer.
+    pub version: Option<String>,
+    /// The version of CUDA that it has.
+    pub cuda_version: Option<String>,
+    /// Why there are no GPUs, or why some may be missing.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
 }
 
 /// A backend of a node.
@@ -85,6 +104,9 @@ pub struct NodeGpu {
     pub memory_total_mb: Option<u64>,
     /// Whether it can be handed out.
     pub health: GpuHealth,
+    /// Why it is not well.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub health_reason: Option<String>,
     /// Whether it is in MIG mode.
     pub mig_enabled: bool,
     /// Who has the whole of it; absent where the caller may not see the holder.
@@ -92,6 +114,10 @@ pub struct NodeGpu {
     pub resource_id: Option<ResourceId>,
     /// Its MIG instances.
     pub instances: Vec<NodeGpuInstance>,
+    /// Where it is in the host.
+    pub place: CardPlace,
+    /// What it does; null where nobody could be asked.
+    pub metrics: Option<GpuMetrics>,
 }
 
 /// A MIG instance on a GPU.
@@ -110,4 +136,9 @@ pub struct NodeGpuInstance {
     /// Who has it; absent where the caller may not see the holder.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub resource_id: Option<ResourceId>,
+    /// Whether others made it: it counts as taken, is never removed, and is handed out once the operator lets it be adopted.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub adoptable: bool,
+    /// What it does; null where nobody could be asked.
+    pub metrics: Option<GpuMetrics>,
 }

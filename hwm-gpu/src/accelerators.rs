@@ -23,6 +23,9 @@ use crate::plan;
 use crate::slices::{self, Wanted};
 use crate::worker::Worker;
 
+/// How long a device that is given back is waited for.
+const LETTING_GO: Duration = Duration::from_secs(30);
+
 /// The GPUs of this node. See the [crate's documentation](crate).
 pub struct NvmlAccelerators {
     worker: Worker,
@@ -112,13 +115,11 @@ impl NvmlAccelerators {
     /// What the node's GPUs are joined by and driven by, for people: one line each.
     pub fn describe(&self) -> Vec<String> {
         let node = self.picture();
-        let cuda = node.cuda.map(|v| format!("{}.{}", v / 1000, v % 1000 / 10));
-        let versions = node.driver.iter().map(|d| {
-            format!(
-                "driver {d}{}",
-                cuda.as_deref().map(|c| format!(", CUDA {c}")).unwrap_or_default()
-            )
-        });
+        let cuda = node
+            .cuda_version()
+            .map(|c| format!(", CUDA {c}"))
+            .unwrap_or_default();
+        let versions = node.driver.iter().map(|d| format!("driver {d}{cuda}"));
         let cards = node.cards.iter().map(|c| {
             let links: Vec<String> = c
                 .nvlinks
@@ -137,11 +138,6 @@ impl NvmlAccelerators {
             )
         });
         versions.chain(cards).collect()
-    }
-
-    /// Why a request got a profile of another name than it asked for; none where the names are the same.
-    pub fn explain(asked: &str, chosen: &str) -> Option<String> {
-        plan::explain(asked, chosen)
     }
 
     fn picture(&self) -> Arc<Node> {
@@ -217,8 +213,8 @@ impl Accelerators for NvmlAccelerators {
     async fn release(&self, call: &Call, owner: ResourceId, placement: &Placement) -> Result<()> {
         let (card, generation) = (placement.card.to_string(), call.generation);
         let doing = format!("releasing {card} from {owner}");
-        // Time to say what went wrong before the caller stops listening.
-        let limit = call.timeout.mul_f64(0.8);
+        // Time to say what went wrong before the caller stops listening. What is not let go by then is not about to be.
+        let limit = call.timeout.mul_f64(0.8).min(LETTING_GO);
         let kind = placement.kind.clone();
         let body = move |engine: &mut Engine| match kind {
             PlacementKind::Slice { profile, start, size } => engine.unmake(

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use hwm_core::accelerator::{Card, GpuHealth, Instance, Inventory};
+use hwm_core::accelerator::{Card, CardPlace, GpuHealth, Instance, Inventory, NvLink};
 use hwm_core::id::{GpuUuid, ResourceId};
 use hwm_core::units::Bytes;
 
@@ -76,6 +76,8 @@ pub(crate) struct CardState {
     pub(crate) doubtful: Vec<(Occupancy, String)>,
     pub(crate) health: GpuHealth,
     pub(crate) reason: Option<String>,
+    /// Whether heat slows it down.
+    pub(crate) hot: bool,
     pub(crate) numa: Option<i32>,
     /// PCI bridges above it, from the root.
     pub(crate) path: Vec<String>,
@@ -137,6 +139,10 @@ impl CardState {
 }
 
 impl Node {
+    pub(crate) fn cuda_version(&self) -> Option<String> {
+        self.cuda.map(|v| format!("{}.{}", v / 1000, v % 1000 / 10))
+    }
+
     /// As core shows it.
     pub(crate) fn inventory(&self) -> Inventory {
         let cards = self.cards.iter().map(|c| Card {
@@ -163,11 +169,26 @@ impl Node {
                 .collect(),
             health: c.health,
             reason: c.reason.clone(),
+            place: CardPlace {
+                driver: c.driver.clone(),
+                numa_node: c.numa,
+                // The first is the host bridge.
+                pcie_parent: c.path.get(1..).and_then(<[String]>::last).cloned(),
+                nvlinks: c
+                    .nvlinks
+                    .iter()
+                    .map(|(peer, links)| NvLink {
+                        peer: peer.clone(),
+                        links: *links,
+                    })
+                    .collect(),
+            },
         });
         Inventory {
             cards: cards.collect(),
             reason: self.reason.clone(),
             driver: self.driver.clone(),
+            cuda: self.cuda_version(),
         }
     }
 }

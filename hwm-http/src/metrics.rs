@@ -3,7 +3,10 @@
 use std::time::Duration;
 
 use axum::http::{Method, StatusCode};
+use hwm_core::accelerator::GpuHealth;
 use hwm_core::manager::Manager;
+use hwm_core::metrics::GpuMetrics;
+use hwm_core::node::NodeGpu;
 use prometheus_client::encoding::text::{encode_eof, encode_registry};
 use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder};
 use prometheus_client::metrics::counter::Counter;
@@ -177,5 +180,75 @@ async fn manager_registry(manager: &Manager) -> Result<Registry, ApiError> {
             .set(i64::try_from(amount).unwrap_or(i64::MAX));
     }
     registry.register("hwm_claims", "What is claimed on the node", claims);
+    gpu_figures(&mut registry, &manager.gpus().await?);
     Ok(registry)
+}
+
+type Figure = fn(&GpuMetrics) -> Option<f64>;
+
+/// Figures of GPUs and of their slices. One that cannot be had is left out.
+fn gpu_figures(registry: &mut Registry, gpus: &[NodeGpu]) {
+    let figures: [(&str, &str, Option<Unit>, Figure); 5] = [
+        ("hwm_gpu_usage_percent", "How busy it is", None, |m| {
+            m.usage_percent
+        }),
+        ("hwm_gpu_memory_used", "Memory used", Some(Unit::Bytes), |m| {
+            m.memory_used_mb.map(|mb| (mb << 20) as f64)
+        }),
+        (
+            "hwm_gpu_memory_total",
+            "Memory there is",
+            Some(Unit::Bytes),
+            |m| m.memory_total_mb.map(|mb| (mb << 20) as f64),
+        ),
+        (
+            "hwm_gpu_temperature",
+            "Temperature of the card",
+            Some(Unit::Celsius),
+            |m| m.temperature_c,
+        ),
+        (
+            "hwm_gpu_power",
+            "Power that the card draws",
+            Some(Unit::Other("watts".to_owned())),
+            |m| m.power_w,
+        ),
+    ];
+    for (name, help, unit, figure) in figures {
+        let family: Family<Labels, Gauge<f64, std::sync::atomic::AtomicU64>> = Family::default();
+        for gpu in gpus {
+            let instances = gpu
+                .instances
+                .iter()
+                .map(|i| (i.uuid.clone(), i.profile.as_str(), &i.metrics));
+            let devices = [(Some(String::new()), "", &gpu.metrics)]
+                .into_iter()
+                .chain(instances);
+            for (instance, profile, metrics) in devices {
+                if let (Some(instance), Some(value)) = (instance, metrics.as_ref().and_then(figure)) {
+                    let mut labels = gpu_labels(gpu);
+                    labels.extend([("instance", instance), ("profile", profile.to_owned())]);
+                    family.get_or_create(&labels).set(value);
+                }
+            }
+        }
+        match unit {
+            Some(unit) => registry.register_with_unit(name, help, unit, family),
+            None => registry.register(name, help, family),
+        }
+    }
+    let usable: Family<Labels, Gauge> = Family::default();
+    for gpu in gpus {
+        let is = matches!(gpu.health, GpuHealth::Ok | GpuHealth::Degraded);
+        usable.get_or_create(&gpu_labels(gpu)).set(is.into());
+    }
+    registry.register("hwm_gpu_usable", "Whether it can be handed out", usable);
+}
+
+fn gpu_labels(gpu: &NodeGpu) -> Labels {
+    vec![
+        ("gpu", gpu.index.to_string()),
+        ("uuid", gpu.uuid.to_string()),
+        ("model", gpu.model.clone()),
+    ]
 }

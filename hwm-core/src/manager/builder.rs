@@ -42,6 +42,8 @@ pub struct Settings {
     pub read_timeout: Duration,
     /// Grace for a stop that does not name one.
     pub stop_grace: Duration,
+    /// How long a resource that is stopped keeps its GPUs: none is for good, zero is not at all.
+    pub hold_gpus: Option<Duration>,
     /// Time between two looks at whether a backend answers.
     pub probe_interval: Duration,
     /// Time between two comparisons of everything with the backends.
@@ -71,6 +73,7 @@ impl Default for Settings {
             change_timeout: Duration::from_secs(120),
             read_timeout: Duration::from_secs(10),
             stop_grace: Duration::from_secs(10),
+            hold_gpus: None,
             probe_interval: Duration::from_secs(5),
             resync_interval: Duration::from_secs(60),
             keep_operations: 30 * DAY,

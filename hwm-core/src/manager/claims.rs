@@ -212,7 +212,11 @@ impl Core {
         }))
     }
 
-    async fn choose_gpus(&self, holder: ResourceId, config: &Config) -> Result<Vec<Placement>, Error> {
+    pub(super) async fn choose_gpus(
+        &self,
+        holder: ResourceId,
+        config: &Config,
+    ) -> Result<Vec<Placement>, Error> {
         let request = config.gpu_request();
         if request == GpuRequest::None {
             return Ok(Vec::new());

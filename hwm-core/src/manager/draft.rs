@@ -55,17 +55,9 @@ impl Draft {
 
     /// Whether an operation that waits or runs brings the resource up. It has claimed what that needs.
     pub(super) fn comes_up(&self) -> bool {
-        let claims = |action| match action {
-            Action::Create | Action::Start | Action::Restart | Action::SnapshotRestore => true,
-            Action::Stop
-            | Action::Update
-            | Action::Delete
-            | Action::SnapshotCreate
-            | Action::SnapshotDelete => false,
-        };
         self.operations
             .iter()
-            .any(|o| !o.status.is_final() && claims(o.action))
+            .any(|o| !o.status.is_final() && o.action.brings_up())
     }
 
     /// The transaction, and the record as it will be. Events follow from what differs.

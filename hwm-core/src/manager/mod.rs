@@ -30,6 +30,7 @@ mod builder;
 mod claims;
 mod counters;
 mod draft;
+mod gpus;
 mod lane;
 mod monitor;
 mod reconcile;
@@ -159,6 +160,14 @@ impl Manager {
             *counts.entry(kind.to_owned()).or_insert(0) += 1;
         }
         Ok(counts.into_iter().collect())
+    }
+
+    /// The node's GPUs with what they do, for metrics. No holder is named.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub async fn gpus(&self) -> Result<Vec<crate::node::NodeGpu>> {
+        self.core.gpu_views(None).await
     }
 
     /// Completes when no operation runs or waits. For tests: new ones may come right after.

@@ -45,6 +45,16 @@ impl Core {
                     }
                 });
             }
+            Phase::Stopped if self.gpus_due_in(record).is_some() => {
+                let due = self.gpus_due_in(record).unwrap_or_default();
+                self.monitor(id, move |core, stop| async move {
+                    tokio::select! {
+                        biased;
+                        () = stop.cancelled() => {}
+                        () = core.env.sleep(due) => core.give_up_gpus(id).await,
+                    }
+                });
+            }
             Phase::Queued
             | Phase::Deploying
             | Phase::Restarting

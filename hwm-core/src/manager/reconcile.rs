@@ -412,57 +412,6 @@ impl Core {
         Ok(())
     }
 
-    /// Hears what happens to GPUs, and marks those who lost theirs.
-    async fn follow_devices(self: &Arc<Self>) {
-        let Some(accelerators) = self.accelerators.clone() else {
-            return;
-        };
-        loop {
-            if let Ok(mut events) = accelerators.events().await {
-                while let Some(event) = events.next().await {
-                    let data = json!({
-                        "gpu": event.card, "instance": event.instance, "fatal": event.fatal, "message": event.message,
-                    });
-                    self.announce(EventType::NodeGpu, data).await;
-                    if event.fatal
-                        && let Err(error) = self.lost_device(&event).await
-                    {
-                        tracing::error!(gpu = %event.card, %error, "a lost GPU cannot be recorded");
-                    }
-                }
-            }
-            self.env.sleep(self.settings.probe_interval).await;
-        }
-    }
-
-    async fn lost_device(
-        self: &Arc<Self>,
-        event: &crate::accelerator::AcceleratorEvent,
-    ) -> std::result::Result<(), StoreError> {
-        let prefix = format!("gpu/{}/", event.card);
-        let claims = self.store.claims(&self.node, ClaimFilter::Prefix(prefix)).await?;
-        let holders: HashSet<ResourceId> = claims.into_iter().map(|c| c.holder).collect();
-        for id in holders {
-            let Some(record) = self.store.record(id).await? else {
-                continue;
-            };
-            let hit = event
-                .instance
-                .as_ref()
-                .is_none_or(|instance| record.allocation.grants.iter().any(|g| g.uuid == *instance));
-            if hit && record.phase == Phase::Running {
-                self.becomes(
-                    id,
-                    Phase::Error,
-                    Some(format!("GPU {}: {}", event.card, event.message)),
-                    None,
-                )
-                .await?;
-            }
-        }
-        Ok(())
-    }
-
     async fn prune(&self) {
         loop {
             self.env.sleep(self.settings.prune_interval).await;
@@ -485,7 +434,7 @@ impl Core {
         }
     }
 
-    async fn announce(&self, kind: EventType, data: serde_json::Value) {
+    pub(super) async fn announce(&self, kind: EventType, data: serde_json::Value) {
         let event = node_event(kind, self.env.now(), data);
         if let Err(error) = self
             .commit(Transaction {

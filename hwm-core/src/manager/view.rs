@@ -8,19 +8,18 @@ use tokio::sync::broadcast::error::RecvError;
 
 use super::api::{EventFilter, EventItem, Health, ResourceStatus};
 use super::{Core, Result};
-use crate::accelerator::{Card, PlacementKind};
-use crate::access::{Permission, Principal, Visibility};
+use crate::access::{Principal, Visibility};
 use crate::backend::{Observed, ObservedState, Stream};
 use crate::error::Error;
 use crate::event::Event;
-use crate::id::{GpuUuid, OperationId, ResourceId};
-use crate::ledger::{Capacity, Claim, ClaimKey, Pool};
+use crate::id::OperationId;
+use crate::ledger::{Capacity, Pool};
 use crate::lifecycle::Phase;
-use crate::metrics::{GpuMetrics, Metrics, ResourceMetrics};
-use crate::node::{Node, NodeGpu, NodeGpuInstance};
+use crate::metrics::{Metrics, ResourceMetrics};
+use crate::node::Node;
 use crate::operation::{Operation, OperationRecord, OperationStatus};
 use crate::resource::Record;
-use crate::store::{ClaimFilter, EventQuery};
+use crate::store::EventQuery;
 use crate::units::{Bytes, Cores};
 
 /// How many events are read from the store at once.
@@ -81,29 +80,6 @@ impl Core {
             timestamp: self.env.now(),
             metrics,
         })
-    }
-
-    /// Figures of the GPUs that the resource has; those that cannot be had are null.
-    async fn gpu_metrics(&self, record: &Record) -> Vec<GpuMetrics> {
-        let uuids: Vec<String> = record.allocation.grants.iter().map(|g| g.uuid.clone()).collect();
-        let Some(accelerators) = self.accelerators.as_ref().filter(|_| !uuids.is_empty()) else {
-            return Vec::new();
-        };
-        let asked = tokio::select! {
-            biased;
-            asked = accelerators.metrics(&uuids) => asked.unwrap_or_default(),
-            () = self.env.sleep(self.settings.read_timeout) => Vec::new(),
-        };
-        let of = |uuid: &String| asked.iter().find(|m| m.device_id.as_ref() == Some(uuid)).cloned();
-        let nothing = |uuid: &String| GpuMetrics {
-            enabled: true,
-            device_id: Some(uuid.clone()),
-            ..Default::default()
-        };
-        uuids
-            .iter()
-            .map(|uuid| of(uuid).unwrap_or_else(|| nothing(uuid)))
-            .collect()
     }
 
     pub(super) fn operation_view(&self, record: &OperationRecord) -> Operation {
@@ -229,48 +205,9 @@ impl Core {
             backends: self.slots.iter().map(|s| s.view()).collect(),
             capacity: capacity.into(),
             claimed: claimed.into(),
-            gpus: self.gpu_views(caller).await?,
+            gpu_driver: self.gpu_driver(),
+            gpus: self.gpu_views(Some(caller)).await?,
         })
-    }
-
-    async fn gpu_views(&self, caller: &Principal) -> Result<Vec<NodeGpu>> {
-        let Some(accelerators) = &self.accelerators else {
-            return Ok(Vec::new());
-        };
-        let claims = self
-            .store
-            .claims(&self.node, ClaimFilter::Prefix("gpu/".into()))
-            .await?;
-        let mut holders: Vec<ResourceId> = claims.iter().map(|c| c.holder).collect();
-        holders.sort_unstable();
-        holders.dedup();
-        let mut records = Vec::new();
-        for id in holders {
-            records.extend(self.store.record(id).await?);
-        }
-        let inventory = accelerators.inventory();
-        Ok(inventory
-            .cards
-            .iter()
-            .map(|card| gpu_view(card, &claims, &records, caller))
-            .collect())
-    }
-
-    pub(super) async fn recover_gpu(&self, gpu: &GpuUuid) -> Result<()> {
-        let not_found = || Error::NotFound {
-            what: format!("GPU {gpu}"),
-        };
-        let accelerators = self.accelerators.as_ref().ok_or_else(not_found)?;
-        let inventory = accelerators.inventory();
-        let card = inventory
-            .cards
-            .iter()
-            .find(|c| c.uuid == *gpu || c.index.to_string() == gpu.as_str())
-            .ok_or_else(not_found)?;
-        accelerators
-            .recover(&card.uuid)
-            .await
-            .map_err(|e| Error::from_backend(&"gpus".into(), e))
     }
 }
 
@@ -294,76 +231,5 @@ fn health(record: &Record, running: bool) -> Health {
         Phase::Queued | Phase::Stopping | Phase::Stopped | Phase::Deleting | Phase::Deleted => {
             Health::Unknown
         }
-    }
-}
-
-fn gpu_view(card: &Card, claims: &[Claim], records: &[Record], caller: &Principal) -> NodeGpu {
-    let on_card = |record: &&Record| record.allocation.gpus.iter().any(|p| p.card == card.uuid);
-    let shown = |id: ResourceId| {
-        records
-            .iter()
-            .find(|r| r.id == id && caller.may(Permission::Read, &r.owner))
-            .map(|r| r.id)
-    };
-    let holder_of_part = |part: &String| {
-        let key = ClaimKey::Gpu(card.uuid.clone(), part.clone());
-        claims.iter().find(|c| c.key == key).map(|c| c.holder)
-    };
-    let whole = records.iter().find(|r| {
-        r.allocation
-            .gpus
-            .iter()
-            .any(|p| p.card == card.uuid && p.kind == PlacementKind::Whole)
-            && card.parts.iter().any(|part| holder_of_part(part) == Some(r.id))
-    });
-    let mut instances: Vec<NodeGpuInstance> = card
-        .instances
-        .iter()
-        .map(|instance| {
-            let holder = records.iter().filter(on_card).find(|r| {
-                r.allocation.gpus.iter().any(|p| match &p.kind {
-                    PlacementKind::Slice { start, size, .. } => {
-                        p.card == card.uuid && *start == instance.start && *size == instance.size
-                    }
-                    PlacementKind::Existing { uuid } => *uuid == instance.uuid,
-                    PlacementKind::Whole => false,
-                })
-            });
-            NodeGpuInstance {
-                profile: instance.profile.clone(),
-                start: instance.start,
-                size: instance.size,
-                uuid: Some(instance.uuid.clone()),
-                resource_id: holder.and_then(|r| shown(r.id)),
-            }
-        })
-        .collect();
-    // Slices that are claimed and not made yet.
-    for record in records {
-        for placement in record.allocation.gpus.iter().filter(|p| p.card == card.uuid) {
-            if let PlacementKind::Slice { profile, start, size } = &placement.kind
-                && !instances.iter().any(|i| i.start == *start && i.size == *size)
-            {
-                instances.push(NodeGpuInstance {
-                    profile: profile.clone(),
-                    start: *start,
-                    size: *size,
-                    uuid: None,
-                    resource_id: shown(record.id),
-                });
-            }
-        }
-    }
-    instances.sort_by_key(|i| i.start);
-    NodeGpu {
-        index: card.index,
-        uuid: card.uuid.clone(),
-        model: card.model.clone(),
-        pci_address: card.pci_address.clone(),
-        memory_total_mb: card.memory.map(Bytes::as_mb),
-        health: card.health,
-        mig_enabled: card.mig_enabled,
-        resource_id: whole.and_then(|r| shown(r.id)),
-        instances,
     }
 }

@@ -15,8 +15,6 @@ use crate::geometry::{Geometry, Occupancy, Slot};
 use crate::node::{CardState, MigMode, Node, Owner};
 use crate::topology::{self, Location};
 
-pub(crate) use profile::explain;
-
 type Result<T> = std::result::Result<T, PlacementRefusal>;
 
 /// Chooses places; see [`Accelerators::plan`](hwm_core::accelerator::Accelerators::plan).
@@ -144,6 +142,7 @@ impl<'a> View<'a> {
             parts: self.card.parts.clone(),
             memory: self.card.memory,
             kind: PlacementKind::Whole,
+            reason: None,
         }
     }
 }
@@ -242,6 +241,7 @@ impl Plan<'_> {
                         parts,
                         memory: Some(geometry.profiles()[seen.slot.profile].memory),
                         kind: PlacementKind::Existing { uuid: uuid.clone() },
+                        reason: None,
                     });
                 }
                 Err(PlacementRefusal::Taken {
@@ -385,6 +385,7 @@ impl Plan<'_> {
                         start: slot.start.into(),
                         size: profile.size.into(),
                     },
+                    reason: profile::explain(wanted, &profile.name),
                 }]);
             }
         }

@@ -67,7 +67,7 @@ fn gigabytes(profile: &Profile) -> Option<u32> {
 }
 
 /// What was chosen for a request, where it is not what was asked for by name.
-pub(crate) fn explain(asked: &str, chosen: &str) -> Option<String> {
+pub(super) fn explain(asked: &str, chosen: &str) -> Option<String> {
     (!asked.eq_ignore_ascii_case(chosen)).then(|| {
         format!("{asked} is {chosen} on this card: as many slices, and the least memory that is no less")
     })

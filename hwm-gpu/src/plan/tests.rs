@@ -30,6 +30,7 @@ fn card(index: u32, board_name: &str, mig: bool) -> CardState {
         doubtful: Vec::new(),
         health: GpuHealth::Ok,
         reason: None,
+        hot: false,
         numa: Some(0),
         path: Vec::new(),
         nvlinks: Vec::new(),

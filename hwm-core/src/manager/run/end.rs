@@ -62,7 +62,7 @@ impl Run<'_> {
                             }
                         }
                     }
-                    Outcome::Down => {
+                    Outcome::Down { .. } => {
                         if let Some(runtime) = &mut record.runtime {
                             runtime.stopped_at = Some(now);
                         }
@@ -106,10 +106,14 @@ impl Run<'_> {
                 if record.phase != Phase::Deleting || phase == Phase::Deleted {
                     record.phase = phase;
                 }
+                let without_gpus = matches!(outcome, Outcome::Down { without_gpus: true });
                 if record.phase == Phase::Running && !record.restart_required() {
                     self.core.exact_shares(&mut draft.tx, record);
                 }
                 self.core.release_running(draft);
+                if without_gpus {
+                    self.core.without_gpus(draft);
+                }
             })
             .await?;
         if let Some(record) = record {
@@ -138,7 +142,7 @@ impl Run<'_> {
                 }))
             }
             Outcome::Up(..)
-            | Outcome::Down
+            | Outcome::Down { .. }
             | Outcome::Gone
             | Outcome::Updated(_)
             | Outcome::SnapshotRestored { .. } => Ok(None),

@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 use super::Core;
 use super::slot::Slot;
 use crate::backend::{Observed, SnapshotReport};
-use crate::lifecycle::Action;
+use crate::lifecycle::{Action, Phase};
 use crate::operation::{OperationError, OperationRecord, Step};
 use crate::resource::Applied;
 use crate::store::{CommitError, StoreError};
@@ -61,7 +61,10 @@ impl From<CommitError> for Fault {
 enum Outcome {
     /// It is up, or was and ended already; and what the backend was given.
     Up(Observed, Applied),
-    Down,
+    Down {
+        /// Whether its GPUs were taken back.
+        without_gpus: bool,
+    },
     Gone,
     Updated(Applied),
     SnapshotTaken(SnapshotReport),
@@ -151,8 +154,10 @@ impl Run<'_> {
                 self.bring_up().await
             }
             Action::Stop => {
+                let was_down = self.record().await?.phase == Phase::Stopped;
                 self.take_down().await?;
-                Ok(Outcome::Down)
+                let without_gpus = self.give_back_gpus(was_down).await?;
+                Ok(Outcome::Down { without_gpus })
             }
             Action::Delete => {
                 self.remove().await?;

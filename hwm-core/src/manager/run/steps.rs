@@ -5,10 +5,12 @@ use std::time::Duration;
 
 use super::call::{applied, unsupported};
 use super::{FIRST_CHECK, Fault, Outcome, Run};
+use crate::accelerator::Placement;
 use crate::backend::{
     Observed, ObservedState, SnapshotReport, SnapshotSpec, Snapshots, StopOptions, Workload,
 };
 use crate::config::HealthCheck;
+use crate::error::Error;
 use crate::id::SnapshotId;
 use crate::manager::slot::Slot;
 use crate::operation::Step;
@@ -17,9 +19,11 @@ use crate::store::Release;
 
 impl Run<'_> {
     pub(super) async fn bring_up(&self) -> Result<Outcome, Fault> {
-        let record = self.record().await?;
+        let record = self.regain_gpus().await?;
         if !record.allocation.gpus.is_empty() || !record.allocation.retired.is_empty() {
-            self.enter(Step::PrepareDevices, "preparing GPUs").await?;
+            let places: Vec<String> = record.allocation.gpus.iter().map(Placement::describe).collect();
+            self.enter(Step::PrepareDevices, &format!("preparing {}", places.join("; ")))
+                .await?;
             self.prepare_devices(&record).await?;
         }
         let record = self.enter(Step::Create, "making the workload").await?;
@@ -124,6 +128,37 @@ impl Run<'_> {
         })
         .await?;
         Ok(applied(&workload))
+    }
+
+    /// The record with places for its GPUs, which it may have given back while it was stopped.
+    async fn regain_gpus(&self) -> Result<Record, Fault> {
+        let record = self.record().await?;
+        let conflict = |error: Error| Fault::Failed {
+            code: error.code(),
+            message: error.to_string(),
+        };
+        let Some(places) = self.core.regained(&record).await.map_err(conflict)? else {
+            return Ok(record);
+        };
+        let amended = self.amend(|draft| self.core.regain(draft, &places)).await?;
+        Ok(amended.unwrap_or(record))
+    }
+
+    /// Takes the GPUs of what is stopped back, where it is not to keep them, or not any longer.
+    pub(super) async fn give_back_gpus(&self, was_down: bool) -> Result<bool, Fault> {
+        let record = self.record().await?;
+        let due = if was_down {
+            self.core.gpus_due_in(&record)
+        } else {
+            self.core.settings.hold_gpus
+        };
+        let has = !record.allocation.gpus.is_empty() || !record.allocation.retired.is_empty();
+        if !has || due.is_none_or(|due| !due.is_zero()) {
+            return Ok(false);
+        }
+        self.enter(Step::ReleaseDevices, "giving back GPUs").await?;
+        self.release_devices(&record).await?;
+        Ok(true)
     }
 
     pub(super) async fn prepare_devices(&self, record: &Record) -> Result<(), Fault> {

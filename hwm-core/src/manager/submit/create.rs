@@ -118,7 +118,7 @@ impl Core {
                 .allocation
                 .gpus
                 .iter()
-                .map(|p| format!("{}: {}", p.card, p.parts.join(", ")))
+                .map(crate::accelerator::Placement::describe)
                 .collect(),
             config: record.config,
             steps,

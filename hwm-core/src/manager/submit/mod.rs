@@ -10,10 +10,12 @@ use serde_json::Value;
 
 use super::api::{Accepted, Idempotency, RequestOptions};
 use super::draft::{Draft, end};
-use super::{Core, Result};
+use super::{Core, RETRIES, Result};
+use crate::accelerator::Placement;
 use crate::access::Principal;
 use crate::error::Error;
 use crate::id::{OperationId, ResourceId};
+use crate::ledger::ClaimKey;
 use crate::lifecycle::{Action, Admission, Phase, admit};
 use crate::operation::{Arguments, OperationRecord, OperationStatus, Progress, Step};
 use crate::resource::{Record, Resource};
@@ -127,29 +129,38 @@ impl Core {
         let record = self.existing(id).await?;
         let slot = self.slot_of(&record)?;
         slot.require_ready().await?;
-        let amended = self
-            .amend::<_, Refusal>(id, |draft| {
-                require_revision(&draft.record, asking.options.if_match)?;
-                let queued = self.enqueue(draft, action, arguments.clone(), &asking.principal.subject)?;
-                draft.by = Some(asking.principal.subject.clone());
-                draft
-                    .tx
-                    .snapshots
-                    .extend(snapshot.clone().filter(|_| action == Action::SnapshotCreate));
-                let mut after = Resource::from(&draft.record);
-                after.updated_by.clone_from(&asking.principal.subject);
-                after.updated_at = self.env.now();
-                let accepted = Accepted {
-                    resource: after,
-                    revision: draft.record.revision + 1,
-                    operation: Some(queued.operation),
-                    snapshot: snapshot.clone(),
-                    time: self.env.now(),
-                };
-                draft.tx.remember = self.remembering(&asking, &accepted)?;
-                Ok(Some((accepted, queued.cancel)))
-            })
-            .await;
+        let mut tries = 0;
+        let amended = loop {
+            let regained = match action.brings_up() {
+                true => self.regained(&record).await,
+                false => Ok(None),
+            };
+            let regained = match regained {
+                Ok(regained) => regained,
+                Err(error) => return Err(self.name_holders(error, asking.principal).await),
+            };
+            let amended = self
+                .try_enqueue(
+                    id,
+                    action,
+                    &arguments,
+                    snapshot.as_ref(),
+                    regained.as_deref(),
+                    asking,
+                )
+                .await;
+            tries += 1;
+            let lost = matches!(
+                &amended,
+                Err(Refusal::Commit(CommitError::Held {
+                    key: ClaimKey::Gpu(..),
+                    ..
+                }))
+            );
+            if !lost || regained.is_none() || tries == RETRIES {
+                break amended;
+            }
+        };
         match amended {
             Ok(Some(((accepted, cancel), _))) => {
                 if let Some(running) = cancel {
@@ -162,6 +173,43 @@ impl Core {
             Err(Refusal::Error(error)) => Err(error),
             Err(Refusal::Commit(error)) => Err(self.explain(error, asking.principal).await),
         }
+    }
+
+    /// Queues an action, with the places on GPUs that it regains.
+    async fn try_enqueue(
+        self: &Arc<Self>,
+        id: ResourceId,
+        action: Action,
+        arguments: &Arguments,
+        snapshot: Option<&Snapshot>,
+        regained: Option<&[Placement]>,
+        asking: Asking<'_>,
+    ) -> std::result::Result<Option<((Accepted, Option<OperationId>), Record)>, Refusal> {
+        self.amend::<_, Refusal>(id, |draft| {
+            require_revision(&draft.record, asking.options.if_match)?;
+            if let Some(places) = regained {
+                self.regain(draft, places);
+            }
+            let queued = self.enqueue(draft, action, arguments.clone(), &asking.principal.subject)?;
+            draft.by = Some(asking.principal.subject.clone());
+            draft
+                .tx
+                .snapshots
+                .extend(snapshot.cloned().filter(|_| action == Action::SnapshotCreate));
+            let mut after = Resource::from(&draft.record);
+            after.updated_by.clone_from(&asking.principal.subject);
+            after.updated_at = self.env.now();
+            let accepted = Accepted {
+                resource: after,
+                revision: draft.record.revision + 1,
+                operation: Some(queued.operation),
+                snapshot: snapshot.cloned(),
+                time: self.env.now(),
+            };
+            draft.tx.remember = self.remembering(&asking, &accepted)?;
+            Ok(Some((accepted, queued.cancel)))
+        })
+        .await
     }
 
     /// Judges an action after everything that is queued, and queues it. Stop and delete cancel what has not

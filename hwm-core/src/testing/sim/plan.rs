@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::boards::{SimBoard, SimProfile, media, slot};
+use super::boards::{SimBoard, SimProfile, slot};
 use crate::accelerator::{Card, GpuHealth, Instance, Placement, PlacementKind, PlacementRefusal};
 use crate::config::{GpuRequest, ResourceType};
 use crate::error::Violation;
@@ -75,6 +75,7 @@ impl Candidate {
             parts: self.card.parts.clone(),
             memory: self.card.memory,
             kind: PlacementKind::Whole,
+            reason: None,
         }
     }
 
@@ -154,10 +155,11 @@ fn slice(cards: &[Candidate], wanted: &str, held: &[Claim]) -> Planned {
                         parts,
                         memory: Some(profile.memory),
                         kind: PlacementKind::Slice {
-                            profile: profile.name.to_owned(),
+                            profile: profile.name.clone(),
                             start: *start,
                             size: profile.size,
                         },
+                        reason: None,
                     }]);
                 }
                 Err(Some(holders)) if fewest.as_ref().is_none_or(|f| holders.len() < f.len()) => {
@@ -189,22 +191,30 @@ fn at(
     let mut parts: Vec<String> = (start..start + profile.size).map(slot).collect();
     let mut in_the_way: Vec<Option<ResourceId>> =
         parts.iter().filter_map(|p| taken.get(p).copied()).collect();
-    let engines: Vec<String> = (0..candidate.board.media).map(media).collect();
-    let free: Vec<String> = engines
-        .iter()
-        .filter(|e| !taken.contains_key(*e))
-        .cloned()
-        .collect();
-    let wanted = profile.media as usize;
-    if free.len() < wanted {
-        let missing = wanted - free.len();
-        let users: BTreeSet<Option<ResourceId>> =
-            engines.iter().filter_map(|e| taken.get(e).copied()).collect();
-        in_the_way.extend(users.into_iter().rev().take(missing));
-    }
-    if in_the_way.is_empty() {
-        parts.extend(free.into_iter().take(wanted));
-        return Ok(parts);
+    match candidate
+        .board
+        .units_for(profile, |part| taken.contains_key(part))
+    {
+        Some(units) if in_the_way.is_empty() => {
+            parts.extend(units);
+            return Ok(parts);
+        }
+        Some(_) => {}
+        None => {
+            let of_it = |part: &String| {
+                candidate
+                    .board
+                    .units
+                    .iter()
+                    .any(|u| u.parts().any(|p| p == *part))
+            };
+            in_the_way.extend(
+                taken
+                    .iter()
+                    .filter(|(part, _)| of_it(part))
+                    .map(|(_, holder)| *holder),
+            );
+        }
     }
     let known: Option<BTreeSet<ResourceId>> = in_the_way.into_iter().collect();
     Err(known)
@@ -213,7 +223,7 @@ fn at(
 fn unknown_profile(cards: &[Candidate]) -> String {
     let names: BTreeSet<&str> = cards
         .iter()
-        .flat_map(|c| c.board.profiles.iter().map(|p| p.name))
+        .flat_map(|c| c.board.profiles.iter().map(|p| p.name.as_str()))
         .collect();
     if names.is_empty() {
         return "the node has no GPU".to_owned();
@@ -262,6 +272,7 @@ fn named(cards: &[Candidate], names: &[String], workload: ResourceType, held: &[
                 kind: PlacementKind::Existing {
                     uuid: instance.uuid.clone(),
                 },
+                reason: None,
             }
         } else {
             violate("the node has no such GPU: name it by index, UUID or PCI address".to_owned());
