@@ -2,11 +2,12 @@
 
 use std::path::PathBuf;
 use std::str::FromStr;
+use std::time::Duration;
 
 use clap::builder::FalseyValueParser;
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use hwm_core::access::Role;
-use hwm_core::testing::sim::{SimCard, parse_cards};
+use hwm_gpu::boards::{SimulatedCard, parse_cards};
 
 /// Runs containers and virtual machines on this host, and serves the API for them.
 #[derive(Debug, Parser)]
@@ -107,6 +108,14 @@ pub(crate) struct Serve {
         value_name = "ADDRESS"
     )]
     pub(crate) gpu_devices: Vec<String>,
+    /// How long a stopped resource keeps its GPUs: keep, release, or a number of seconds
+    #[arg(
+        long,
+        env = "HWM_GPU_HOLD",
+        default_value = "keep",
+        value_name = "KEEP|RELEASE|SECONDS"
+    )]
+    pub(crate) gpu_hold: GpuHold,
     /// The container engine's address [default: the local socket]
     #[arg(long, env = "DOCKER_HOST", value_name = "URL")]
     pub(crate) docker_host: Option<String>,
@@ -227,12 +236,31 @@ pub(crate) enum DomainType {
     Qemu,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// How long a stopped resource keeps its GPUs; none is for good.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct GpuHold(pub(crate) Option<Duration>);
+
+impl FromStr for GpuHold {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "keep" => Ok(Self(None)),
+            "release" => Ok(Self(Some(Duration::ZERO))),
+            seconds => match seconds.parse() {
+                Ok(seconds) => Ok(Self(Some(Duration::from_secs(seconds)))),
+                Err(_) => Err("expected keep, release or a number of seconds".to_owned()),
+            },
+        }
+    }
+}
+
+#[derive(Debug, Clone)]
 pub(crate) enum Gpus {
     Auto,
     Nvml,
     None,
-    Sim(Vec<SimCard>),
+    Sim(Vec<SimulatedCard>),
 }
 
 impl FromStr for Gpus {
@@ -288,6 +316,15 @@ mod tests {
         for bad in ["", "sim", "sim:", "sim:voodoo", "amd"] {
             assert!(bad.parse::<Gpus>().is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn how_long_gpus_are_kept_is_a_word_or_a_number() {
+        let read = |text: &str| text.parse::<GpuHold>().map(|hold| hold.0);
+        assert_eq!(read("keep"), Ok(None));
+        assert_eq!(read("release"), Ok(Some(Duration::ZERO)));
+        assert_eq!(read("90"), Ok(Some(Duration::from_secs(90))));
+        assert!(read("-1").is_err() && read("soon").is_err());
     }
 
     #[test]

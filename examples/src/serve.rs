@@ -129,16 +129,23 @@ async fn build(
     if let Some(accelerators) = wiring.accelerators {
         builder = builder.accelerators(accelerators);
     }
+    let mut settings = if flags.demo {
+        demo::settings()
+    } else {
+        Settings::default()
+    };
+    settings.hold_gpus = flags.gpu_hold.0;
+    builder = builder.settings(settings);
     match wiring.sim {
         Some(sim) if flags.demo => {
             demo::prepare(&sim);
             sim.set_latency(Latency::default());
-            let manager = builder.settings(demo::settings()).build().await?;
+            let manager = builder.build().await?;
             demo::fill(&manager).await?;
             sim.set_latency(SimOptions::lifelike().latency);
             Ok(manager)
         }
-        _ => Ok(builder.settings(Settings::default()).build().await?),
+        _ => Ok(builder.build().await?),
     }
 }
 

@@ -12,7 +12,7 @@ use hwm_core::accelerator::Accelerators;
 use hwm_core::backend::Backend;
 use hwm_core::env::SystemEnvironment;
 use hwm_core::id::NodeId;
-use hwm_core::testing::sim::{Sim, SimOptions, parse_cards};
+use hwm_core::testing::sim::{Sim, SimOptions};
 use hwm_core::validate::Rules;
 
 use crate::datadir::DataDir;
@@ -34,7 +34,7 @@ pub(crate) async fn choose(flags: &Serve, data: &DataDir, node: &NodeId) -> Resu
     let mut rules = rules(flags, data)?;
 
     let cards = match &gpus {
-        Gpus::Sim(cards) => cards.clone(),
+        Gpus::Sim(cards) => cards.iter().map(gpus::simulated).collect(),
         Gpus::Auto | Gpus::Nvml | Gpus::None => Vec::new(),
     };
     let simulates =
@@ -43,6 +43,7 @@ pub(crate) async fn choose(flags: &Serve, data: &DataDir, node: &NodeId) -> Resu
         let options = SimOptions {
             owner: node.to_string(),
             cards,
+            mig_on_demand: flags.gpu_switch_mig,
             ..SimOptions::lifelike()
         };
         Sim::new(Arc::new(SystemEnvironment), options)
@@ -90,7 +91,8 @@ fn wanted(flags: &Serve) -> Result<(Containers, Machines, Gpus), Failure> {
     }
     match gpus {
         Gpus::Auto => {
-            let cards = parse_cards(demo::CARDS).map_err(|e| Failure::Choice { what: e.to_string() })?;
+            let cards = hwm_gpu::boards::parse_cards(demo::CARDS)
+                .map_err(|e| Failure::Choice { what: e.to_string() })?;
             gpus = Gpus::Sim(cards);
         }
         Gpus::Sim(_) => {}

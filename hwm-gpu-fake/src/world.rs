@@ -53,6 +53,8 @@ pub struct Card {
     pub persistence: bool,
     /// Whether it has fallen off the bus.
     pub lost: bool,
+    /// Whether heat slows it down.
+    pub hot: bool,
     /// Whether another driver has it.
     pub hidden: bool,
     /// Its GPU instances.
@@ -177,20 +179,17 @@ impl World {
     /// A list that names no cards.
     pub fn of(list: &str) -> Result<Self, boards::InvalidCards> {
         let mut cards: Vec<Card> = Vec::new();
-        for kind in boards::parse_cards(list)? {
-            for _ in 0..kind.count {
-                let n = cards.len() as u32;
-                cards.push(Card {
-                    board: kind.board.name.to_owned(),
-                    uuid: format!("GPU-{}", uuid(0xCA4D, u64::from(n))),
-                    bus: 0x10 + n,
-                    numa: (n / 8) as i32,
-                    switch: n / 4,
-                    mig: kind.mig,
-                    mig_pending: kind.mig,
-                    ..Card::default()
-                });
-            }
+        for (n, card) in (0..).zip(boards::parse_cards(list)?) {
+            cards.push(Card {
+                board: card.board.name.to_owned(),
+                uuid: format!("GPU-{}", uuid(0xCA4D, u64::from(n))),
+                bus: 0x10 + n,
+                numa: (n / 8) as i32,
+                switch: n / 4,
+                mig: card.mig,
+                mig_pending: card.mig,
+                ..Card::default()
+            });
         }
         let kinds: Vec<_> = cards.iter().map(|c| (c.board.clone(), c.numa)).collect();
         for (i, card) in cards.iter_mut().enumerate() {

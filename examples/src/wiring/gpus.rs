@@ -3,8 +3,10 @@
 use std::sync::Arc;
 
 use hwm_core::accelerator::Accelerators;
-use hwm_core::testing::sim::Sim;
-use hwm_gpu::{Adopt, NvmlAccelerators, Options};
+use hwm_core::testing::sim::{Sim, SimBoard, SimCard, SimProfile, SimUnits};
+use hwm_core::units::Bytes;
+use hwm_gpu::boards::SimulatedCard;
+use hwm_gpu::{Adopt, NvmlAccelerators, Options, Simulated};
 
 use super::Place;
 use crate::failure::Failure;
@@ -26,7 +28,10 @@ pub(super) async fn choose(
                 "gpus: {} SIMULATED, as asked; no GPU is really there",
                 cards.len()
             );
-            Ok(sim.map(Sim::accelerators))
+            let boards = cards.iter().map(|card| card.board).collect();
+            let simulated =
+                |sim: &Sim| Simulated::new(sim.accelerators(), boards, place.flags.gpu_switch_mig);
+            Ok(sim.map(|sim| Arc::new(simulated(sim)) as Arc<dyn Accelerators>))
         }
         Gpus::Nvml => {
             tracing::info!("gpus: nvml, as asked");
@@ -74,4 +79,40 @@ async fn nvml(place: &Place<'_>) -> Result<NvmlAccelerators, Failure> {
             what: "NVML",
             source: Box::new(source),
         })
+}
+
+/// A card as the simulator has it, from hwm-gpu's description of its board.
+pub(super) fn simulated(card: &SimulatedCard) -> SimCard {
+    let board = card.board;
+    // Every board has one, as a test of hwm-gpu shows.
+    let geometry = board.geometry().ok();
+    let limits = geometry.as_ref().map_or(&[][..], |g| g.limits());
+    let profiles = geometry.iter().flat_map(|g| g.profiles()).enumerate();
+    SimCard {
+        board: SimBoard {
+            name: board.name,
+            model: board.model,
+            memory: Bytes::from_mb(board.memory_mib),
+            slots: geometry.as_ref().map_or(0, |g| g.slots().into()),
+            units: limits
+                .iter()
+                .map(|limit| SimUnits {
+                    name: limit.name.clone(),
+                    total: limit.total.into(),
+                })
+                .collect(),
+            live_mode_switch: board.architecture.switches_live(),
+            profiles: profiles
+                .map(|(at, profile)| SimProfile {
+                    name: profile.name.clone(),
+                    max: profile.max.into(),
+                    starts: profile.starts.iter().map(|s| (*s).into()).collect(),
+                    size: profile.size.into(),
+                    units: limits.iter().map(|limit| limit.takes[at].into()).collect(),
+                    memory: profile.memory,
+                })
+                .collect(),
+        },
+        mig: card.mig,
+    }
 }

@@ -57,7 +57,7 @@ async fn slices_fill_a_card_without_overlap_and_then_name_who_is_in_the_way() {
             let mut held: Vec<Claim> = Vec::new();
             let mut made = BTreeSet::new();
             for n in 1.. {
-                match gpus.plan(&slice(profile.name), CONTAINER, &held) {
+                match gpus.plan(&slice(&profile.name), CONTAINER, &held) {
                     Ok(places) => {
                         let grant = gpus
                             .prepare(&call(1), id(n), &places[0], CONTAINER)

@@ -13,29 +13,36 @@ pub struct SimBoard {
     pub memory: Bytes,
     /// How many memory slots MIG cuts it into.
     pub slots: u32,
-    /// How many media engines MIG hands out one by one.
-    pub media: u32,
+    /// What MIG hands out beside slots, one by one.
+    pub units: Vec<SimUnits>,
     /// Whether MIG mode changes without a reset (Hopper and newer).
     pub live_mode_switch: bool,
     /// The slices that can be cut from it.
     pub profiles: Vec<SimProfile>,
 }
 
+/// Something that a board has a few of, such as media engines.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SimUnits {
+    /// Its name in claims.
+    pub name: String,
+    /// How many there are.
+    pub total: u32,
+}
+
 /// A kind of slice of a board.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SimProfile {
-    /// Its id on this board.
-    pub id: u32,
     /// Its name, for example `1g.5gb`.
-    pub name: &'static str,
+    pub name: String,
     /// How many there can be at once.
     pub max: u32,
     /// The slots at which it can begin.
     pub starts: Vec<u32>,
     /// How many slots it takes.
     pub size: u32,
-    /// How many media engines it takes.
-    pub media: u32,
+    /// How many of each of the board's units it takes.
+    pub units: Vec<u32>,
     /// Its memory.
     pub memory: Bytes,
 }
@@ -46,107 +53,84 @@ impl SimBoard {
         Self::all().into_iter().find(|b| b.name == name)
     }
 
-    /// Every board there is a description of.
+    /// Three boards, one of each kind that matters for tests. A server may bring descriptions of its own.
     pub fn all() -> Vec<Self> {
+        let media = |total| SimUnits {
+            name: "media".to_owned(),
+            total,
+        };
+        let eight = [
+            (7, &[0, 1, 2, 3, 4, 5, 6][..], 1, 0),
+            (1, &[0, 1, 2, 3, 4, 5, 6], 1, 1),
+            (4, &[0, 2, 4, 6], 2, 0),
+            (3, &[0, 2, 4], 2, 0),
+            (2, &[0, 4], 4, 0),
+            (1, &[0], 4, 0),
+            (1, &[0], 8, 1),
+        ];
+        let profiles = |names: [&str; 7], mb: [u64; 7]| {
+            let rows = eight.iter().zip(names).zip(mb);
+            rows.map(|(((max, starts, size, units), name), mb)| {
+                profile(name, *max, starts, *size, *units, mb)
+            })
+            .collect()
+        };
         vec![
-            a30(),
-            eight_slots(
-                "a100-40gb",
-                "NVIDIA A100-SXM4-40GB",
-                40_960,
-                false,
-                [
-                    "1g.5gb",
-                    "1g.5gb+me",
-                    "1g.10gb",
-                    "2g.10gb",
-                    "3g.20gb",
-                    "4g.20gb",
-                    "7g.40gb",
+            Self {
+                name: "a30",
+                model: "NVIDIA A30",
+                memory: Bytes::from_mb(24_576),
+                slots: 4,
+                units: vec![media(1)],
+                live_mode_switch: false,
+                profiles: vec![
+                    profile("1g.6gb", 4, &[0, 1, 2, 3], 1, 0, 5952),
+                    profile("1g.6gb+me", 1, &[0, 1, 2, 3], 1, 1, 5952),
+                    profile("2g.12gb", 2, &[0, 2], 2, 0, 11_968),
+                    profile("2g.12gb+me", 1, &[0, 2], 2, 1, 11_968),
+                    profile("4g.24gb", 1, &[0], 4, 1, 24_000),
                 ],
-                [4864, 9856, 9856, 19_968, 19_968, 40_192],
-            ),
-            eight_slots(
-                "a100-80gb",
-                "NVIDIA A100-SXM4-80GB",
-                81_920,
-                false,
-                [
-                    "1g.10gb",
-                    "1g.10gb+me",
-                    "1g.20gb",
-                    "2g.20gb",
-                    "3g.40gb",
-                    "4g.40gb",
-                    "7g.80gb",
-                ],
-                [9856, 19_968, 19_968, 40_192, 40_192, 80_384],
-            ),
-            eight_slots(
-                "h100-80gb",
-                "NVIDIA H100 80GB HBM3",
-                81_559,
-                true,
-                [
-                    "1g.10gb",
-                    "1g.10gb+me",
-                    "1g.20gb",
-                    "2g.20gb",
-                    "3g.40gb",
-                    "4g.40gb",
-                    "7g.80gb",
-                ],
-                [9856, 19_968, 19_968, 40_192, 40_192, 80_384],
-            ),
-            eight_slots(
-                "h100-94gb",
-                "NVIDIA H100 NVL",
-                95_830,
-                true,
-                [
-                    "1g.12gb",
-                    "1g.12gb+me",
-                    "1g.24gb",
-                    "2g.24gb",
-                    "3g.47gb",
-                    "4g.47gb",
-                    "7g.94gb",
-                ],
-                [11_008, 22_272, 22_272, 47_488, 47_488, 95_104],
-            ),
-            eight_slots(
-                "h200-141gb",
-                "NVIDIA H200",
-                143_771,
-                true,
-                [
-                    "1g.18gb",
-                    "1g.18gb+me",
-                    "1g.35gb",
-                    "2g.35gb",
-                    "3g.71gb",
-                    "4g.71gb",
-                    "7g.141gb",
-                ],
-                [16_384, 33_280, 33_280, 71_424, 71_424, 142_848],
-            ),
-            eight_slots(
-                "b200-180gb",
-                "NVIDIA B200",
-                183_359,
-                true,
-                [
-                    "1g.23gb",
-                    "1g.23gb+me",
-                    "1g.45gb",
-                    "2g.45gb",
-                    "3g.90gb",
-                    "4g.90gb",
-                    "7g.180gb",
-                ],
-                [22_272, 45_056, 45_056, 91_136, 91_136, 182_272],
-            ),
-            rtx_pro_6000(),
+            },
+            Self {
+                name: "a100-40gb",
+                model: "NVIDIA A100-SXM4-40GB",
+                memory: Bytes::from_mb(40_960),
+                slots: 8,
+                units: vec![media(1)],
+                live_mode_switch: false,
+                profiles: profiles(
+                    [
+                        "1g.5gb",
+                        "1g.5gb+me",
+                        "1g.10gb",
+                        "2g.10gb",
+                        "3g.20gb",
+                        "4g.20gb",
+                        "7g.40gb",
+                    ],
+                    [4864, 4864, 9856, 9856, 19_968, 19_968, 40_192],
+                ),
+            },
+            Self {
+                name: "h100-80gb",
+                model: "NVIDIA H100 80GB HBM3",
+                memory: Bytes::from_mb(81_559),
+                slots: 8,
+                units: vec![media(1)],
+                live_mode_switch: true,
+                profiles: profiles(
+                    [
+                        "1g.10gb",
+                        "1g.10gb+me",
+                        "1g.20gb",
+                        "2g.20gb",
+                        "3g.40gb",
+                        "4g.40gb",
+                        "7g.80gb",
+                    ],
+                    [9856, 9856, 19_968, 19_968, 40_192, 40_192, 80_384],
+                ),
+            },
         ]
     }
 
@@ -155,10 +139,34 @@ impl SimBoard {
         self.profiles.iter().find(|p| p.name == name)
     }
 
-    /// What a claim of the whole board names: its slots, then its media engines.
+    /// What a claim of the whole board names: its slots, then its units.
     pub fn parts(&self) -> Vec<String> {
         let slots = (0..self.slots).map(slot);
-        slots.chain((0..self.media).map(media)).collect()
+        slots.chain(self.units.iter().flat_map(SimUnits::parts)).collect()
+    }
+
+    /// The units that a profile takes of those that are not taken; none where there are too few.
+    pub(super) fn units_for(
+        &self,
+        profile: &SimProfile,
+        taken: impl Fn(&str) -> bool,
+    ) -> Option<Vec<String>> {
+        let mut parts = Vec::new();
+        for (units, wanted) in self.units.iter().zip(&profile.units) {
+            let before = parts.len();
+            parts.extend(units.parts().filter(|p| !taken(p)).take(*wanted as usize));
+            if parts.len() - before < *wanted as usize {
+                return None;
+            }
+        }
+        Some(parts)
+    }
+}
+
+impl SimUnits {
+    /// The parts that they are claimed as.
+    pub(super) fn parts(&self) -> impl Iterator<Item = String> + '_ {
+        (0..self.total).map(|n| format!("{}-{n}", self.name))
     }
 }
 
@@ -167,103 +175,14 @@ pub(super) fn slot(number: u32) -> String {
     format!("slot-{number}")
 }
 
-/// The part that a media engine is claimed as.
-pub(super) fn media(number: u32) -> String {
-    format!("media-{number}")
-}
-
-#[allow(clippy::too_many_arguments)]
-fn profile(
-    id: u32,
-    name: &'static str,
-    max: u32,
-    starts: &[u32],
-    size: u32,
-    media: u32,
-    memory_mb: u64,
-) -> SimProfile {
+fn profile(name: &str, max: u32, starts: &[u32], size: u32, units: u32, memory_mb: u64) -> SimProfile {
     SimProfile {
-        id,
-        name,
+        name: name.to_owned(),
         max,
         starts: starts.to_vec(),
         size,
-        media,
+        units: vec![units],
         memory: Bytes::from_mb(memory_mb),
-    }
-}
-
-/// A100 and its successors: `memory_mb` is of 1g, 1g with double memory, 2g, 3g, 4g, 7g.
-fn eight_slots(
-    name: &'static str,
-    model: &'static str,
-    board_mb: u64,
-    live_mode_switch: bool,
-    [one, one_me, one_double, two, three, four, seven]: [&'static str; 7],
-    memory_mb: [u64; 6],
-) -> SimBoard {
-    let every = [0, 1, 2, 3, 4, 5, 6];
-    SimBoard {
-        name,
-        model,
-        memory: Bytes::from_mb(board_mb),
-        slots: 8,
-        media: 1,
-        live_mode_switch,
-        profiles: vec![
-            profile(19, one, 7, &every, 1, 0, memory_mb[0]),
-            profile(20, one_me, 1, &every, 1, 1, memory_mb[0]),
-            profile(15, one_double, 4, &[0, 2, 4, 6], 2, 0, memory_mb[1]),
-            profile(14, two, 3, &[0, 2, 4], 2, 0, memory_mb[2]),
-            profile(9, three, 2, &[0, 4], 4, 0, memory_mb[3]),
-            profile(5, four, 1, &[0], 4, 0, memory_mb[4]),
-            profile(0, seven, 1, &[0], 8, 1, memory_mb[5]),
-        ],
-    }
-}
-
-fn a30() -> SimBoard {
-    SimBoard {
-        name: "a30",
-        model: "NVIDIA A30",
-        memory: Bytes::from_mb(24_576),
-        slots: 4,
-        media: 1,
-        live_mode_switch: false,
-        profiles: vec![
-            profile(14, "1g.6gb", 4, &[0, 1, 2, 3], 1, 0, 5952),
-            profile(21, "1g.6gb+me", 1, &[0, 1, 2, 3], 1, 1, 5952),
-            profile(5, "2g.12gb", 2, &[0, 2], 2, 0, 11_968),
-            profile(6, "2g.12gb+me", 1, &[0, 2], 2, 1, 11_968),
-            profile(0, "4g.24gb", 1, &[0], 4, 1, 24_000),
-        ],
-    }
-}
-
-fn rtx_pro_6000() -> SimBoard {
-    let (quarters, halves) = ([0, 3, 6, 9], [0, 6]);
-    SimBoard {
-        name: "rtx-pro-6000",
-        model: "NVIDIA RTX PRO 6000 Blackwell Server Edition",
-        memory: Bytes::from_mb(97_887),
-        slots: 12,
-        // Four engines of each kind, and the one of which there is only one counts for three, so that two
-        // slices with +me never fit and one beside three plain ones does.
-        media: 7,
-        live_mode_switch: true,
-        profiles: vec![
-            profile(14, "1g.24gb", 4, &quarters, 3, 1, 24_192),
-            profile(21, "1g.24gb+me", 1, &quarters, 3, 4, 24_192),
-            profile(47, "1g.24gb+gfx", 4, &quarters, 3, 1, 24_192),
-            profile(65, "1g.24gb+me.all", 1, &quarters, 3, 7, 24_192),
-            profile(67, "1g.24gb-me", 4, &quarters, 3, 0, 24_192),
-            profile(5, "2g.48gb", 2, &halves, 6, 2, 48_512),
-            profile(35, "2g.48gb+gfx", 2, &halves, 6, 2, 48_512),
-            profile(64, "2g.48gb+me.all", 1, &halves, 6, 7, 48_512),
-            profile(66, "2g.48gb-me", 2, &halves, 6, 0, 48_512),
-            profile(0, "4g.96gb", 1, &[0], 12, 7, 97_280),
-            profile(32, "4g.96gb+gfx", 1, &[0], 12, 7, 97_280),
-        ],
     }
 }
 
@@ -341,7 +260,12 @@ mod tests {
     fn every_place_of_every_profile_is_on_the_board() {
         for board in SimBoard::all() {
             for p in &board.profiles {
-                assert!(p.media <= board.media, "{} {}", board.name, p.name);
+                assert!(
+                    board.units_for(p, |_| false).is_some(),
+                    "{} {}",
+                    board.name,
+                    p.name
+                );
                 assert!(p.memory <= board.memory, "{} {}", board.name, p.name);
                 assert!(
                     p.starts.iter().all(|s| s + p.size <= board.slots),

@@ -1,31 +1,24 @@
 //! The GPUs of the simulated node.
 
-use std::sync::Arc;
-
-use async_trait::async_trait;
-use futures_util::stream;
 use tokio::sync::broadcast;
-use tokio::sync::broadcast::error::RecvError;
 
-use super::boards::{SimBoard, SimCard, media, slot};
-use super::plan::{self, Candidate};
-use super::world::{Daemon, Key, World};
-use super::{Holdings, Inner};
+use super::Holdings;
+use super::boards::{SimBoard, SimCard, slot};
+use super::plan::Candidate;
 use crate::accelerator::{
-    AcceleratorEvent, Accelerators, Attachment, Card, DeviceGrant, GpuHealth, Instance, Inventory, Placement,
-    PlacementKind, PlacementRefusal,
+    AcceleratorEvent, Attachment, Card, CardPlace, DeviceGrant, GpuHealth, Instance, Inventory, Placement,
+    PlacementKind,
 };
-use crate::backend::{BackendError, BackendErrorKind, Call, Result, Stream, Workload};
-use crate::config::{GpuRequest, ResourceType};
+use crate::backend::{BackendError, BackendErrorKind, Result, Workload};
+use crate::config::ResourceType;
 use crate::id::{GpuUuid, ResourceId};
-use crate::ledger::Claim;
 use crate::metrics::GpuMetrics;
 use crate::units::Timestamp;
 
 pub(super) struct Gpus {
     cards: Vec<SimGpu>,
     mig_on_demand: bool,
-    events: broadcast::Sender<AcceleratorEvent>,
+    pub(super) events: broadcast::Sender<AcceleratorEvent>,
     pub(super) reports: Vec<AcceleratorEvent>,
     made: u128,
 }
@@ -49,8 +42,8 @@ struct SimInstance {
     profile: String,
     start: u32,
     size: u32,
-    /// The media engines that it has, by number.
-    media: Vec<u32>,
+    /// What it has beside its slots, as it is claimed.
+    units: Vec<String>,
     memory: crate::units::Bytes,
     uuid: String,
     /// Whom it was made for; none for somebody else's.
@@ -62,7 +55,7 @@ struct SimInstance {
 impl SimInstance {
     fn parts(&self) -> Vec<String> {
         let slots = (self.start..self.start + self.size).map(slot);
-        slots.chain(self.media.iter().copied().map(media)).collect()
+        slots.chain(self.units.iter().cloned()).collect()
     }
 
     fn user(&self) -> Option<ResourceId> {
@@ -81,11 +74,6 @@ impl SimGpu {
             .all(|i| start + size <= i.start || i.start + i.size <= start)
     }
 
-    fn free_media(&self) -> Vec<u32> {
-        let taken: Vec<u32> = self.instances.iter().flat_map(|i| i.media.clone()).collect();
-        (0..self.board.media).filter(|m| !taken.contains(m)).collect()
-    }
-
     fn seen(&self) -> Card {
         Card {
             index: self.index,
@@ -98,6 +86,11 @@ impl SimGpu {
             instances: self.instances.iter().map(seen).collect(),
             health: self.health,
             reason: self.reason.clone(),
+            place: CardPlace {
+                driver: Some("sim".to_owned()),
+                numa_node: Some(0),
+                ..CardPlace::default()
+            },
         }
     }
 }
@@ -158,10 +151,11 @@ impl Gpus {
                 .is_empty()
                 .then(|| "the simulated node has no GPUs".to_owned()),
             driver: (!self.cards.is_empty()).then(|| "sim".to_owned()),
+            cuda: None,
         }
     }
 
-    fn candidates(&self) -> Vec<Candidate> {
+    pub(super) fn candidates(&self) -> Vec<Candidate> {
         let candidate = |card: &SimGpu| Candidate {
             card: card.seen(),
             board: card.board.clone(),
@@ -186,7 +180,7 @@ impl Gpus {
         })
     }
 
-    fn prepare(
+    pub(super) fn prepare(
         &mut self,
         owner: ResourceId,
         placement: &Placement,
@@ -283,7 +277,7 @@ impl Gpus {
     }
 
     /// The device that `owner` has at a place.
-    fn device_at(&self, owner: ResourceId, placement: &Placement) -> Option<String> {
+    pub(super) fn device_at(&self, owner: ResourceId, placement: &Placement) -> Option<String> {
         let card = self.cards.iter().find(|c| c.uuid == placement.card)?;
         match &placement.kind {
             PlacementKind::Whole => card
@@ -303,7 +297,7 @@ impl Gpus {
         }
     }
 
-    fn release(&mut self, owner: ResourceId, placement: &Placement) {
+    pub(super) fn release(&mut self, owner: ResourceId, placement: &Placement) {
         let Some(device) = self.device_at(owner, placement) else {
             return;
         };
@@ -410,7 +404,7 @@ impl Gpus {
         make(card, profile, start, None, made).map(|i| i.uuid)
     }
 
-    fn recover(&mut self, uuid: &GpuUuid, doing: &str) -> Result<()> {
+    pub(super) fn recover(&mut self, uuid: &GpuUuid, doing: &str) -> Result<()> {
         let card = self.card(uuid, doing)?;
         if card.lost || card.sick {
             let message = if card.lost {
@@ -425,7 +419,7 @@ impl Gpus {
         Ok(())
     }
 
-    fn measure(&self, uuid: &str, now: Timestamp) -> Option<GpuMetrics> {
+    pub(super) fn measure(&self, uuid: &str, now: Timestamp) -> Option<GpuMetrics> {
         let wave = (now.as_millis() as f64 / 9000.0).sin();
         for card in &self.cards {
             if card.uuid.as_str() == uuid {
@@ -476,7 +470,10 @@ fn make(
     made: u128,
 ) -> Option<SimInstance> {
     let profile = card.board.profile(profile)?.clone();
-    let engines = card.free_media();
+    let taken: Vec<&String> = card.instances.iter().flat_map(|i| &i.units).collect();
+    let units = card
+        .board
+        .units_for(&profile, |part| taken.iter().any(|t| *t == part))?;
     let of_its_kind = card
         .instances
         .iter()
@@ -484,16 +481,15 @@ fn make(
         .count();
     let fits = profile.starts.contains(&start)
         && card.is_free(start, profile.size)
-        && engines.len() >= profile.media as usize
         && of_its_kind < profile.max as usize;
     if !fits {
         return None;
     }
     let instance = SimInstance {
-        profile: profile.name.to_owned(),
+        profile: profile.name,
         start,
         size: profile.size,
-        media: engines.into_iter().take(profile.media as usize).collect(),
+        units,
         memory: profile.memory,
         uuid: format!("MIG-{}", uuid_of(made)),
         made_for,
@@ -503,126 +499,10 @@ fn make(
     Some(instance)
 }
 
-fn in_use<T>(other: ResourceId, doing: &str) -> Result<T> {
+pub(super) fn in_use<T>(other: ResourceId, doing: &str) -> Result<T> {
     Err(BackendError::new(
         BackendErrorKind::Conflict,
         doing,
         format!("it is in use by {other}"),
     ))
-}
-
-/// The GPU driver of the simulated node.
-pub(super) struct SimAccelerators {
-    inner: Arc<Inner>,
-}
-
-impl SimAccelerators {
-    pub(super) fn new(inner: Arc<Inner>) -> Self {
-        Self { inner }
-    }
-
-    async fn ask<T: Send + 'static>(
-        &self,
-        doing: String,
-        answer: impl FnOnce(&mut World, Timestamp) -> Result<T> + Send + 'static,
-    ) -> Result<T> {
-        let inner = Arc::clone(&self.inner);
-        self.inner
-            .serve(Daemon::Gpus, doing, async move { inner.at(answer) })
-            .await
-    }
-}
-
-fn fence_key(owner: ResourceId) -> Key {
-    Key {
-        daemon: Daemon::Gpus,
-        owner: Arc::from(""),
-        id: owner,
-    }
-}
-
-#[async_trait]
-impl Accelerators for SimAccelerators {
-    fn inventory(&self) -> Inventory {
-        self.inner.lock().gpus.inventory()
-    }
-
-    fn plan(
-        &self,
-        request: &GpuRequest,
-        workload: ResourceType,
-        held: &[Claim],
-    ) -> std::result::Result<Vec<Placement>, PlacementRefusal> {
-        let candidates = self.inner.lock().gpus.candidates();
-        plan::plan(&candidates, request, workload, held)
-    }
-
-    async fn prepare(
-        &self,
-        call: &Call,
-        owner: ResourceId,
-        placement: &Placement,
-        to: ResourceType,
-    ) -> Result<DeviceGrant> {
-        let doing = format!("preparing a place on {} for {owner}", placement.card);
-        let _busy = self.inner.begin(&fence_key(owner), &doing);
-        let (generation, placement) = (call.generation, placement.clone());
-        self.ask(doing.clone(), move |world, _| {
-            world.fence(&fence_key(owner), generation, &doing)?;
-            world.gpus.prepare(owner, &placement, to, &doing)
-        })
-        .await
-    }
-
-    async fn release(&self, call: &Call, owner: ResourceId, placement: &Placement) -> Result<()> {
-        let doing = format!("taking back a place on {} from {owner}", placement.card);
-        let _busy = self.inner.begin(&fence_key(owner), &doing);
-        let (generation, placement) = (call.generation, placement.clone());
-        self.ask(doing.clone(), move |world, _| {
-            world.fence(&fence_key(owner), generation, &doing)?;
-            if let Some(device) = world.gpus.device_at(owner, &placement) {
-                let uses = |w: &Workload| w.grants.iter().any(|g| g.uuid == device);
-                if world.guests.values().any(|g| g.is_up() && uses(&g.workload)) {
-                    world.breaches.push(format!(
-                        "device {device} was taken back while {owner} runs with it"
-                    ));
-                    return in_use(owner, &doing);
-                }
-            }
-            world.gpus.release(owner, &placement);
-            Ok(())
-        })
-        .await
-    }
-
-    async fn events(&self) -> Result<Stream<AcceleratorEvent>> {
-        let receiver = self
-            .ask("listening to the GPUs".to_owned(), |world, _| {
-                Ok(world.gpus.events.subscribe())
-            })
-            .await?;
-        Ok(Box::pin(stream::unfold(receiver, |mut receiver| async {
-            match receiver.recv().await {
-                Ok(event) => Some((event, receiver)),
-                Err(RecvError::Lagged(_) | RecvError::Closed) => None,
-            }
-        })))
-    }
-
-    async fn metrics(&self, uuids: &[String]) -> Result<Vec<GpuMetrics>> {
-        let uuids = uuids.to_vec();
-        self.ask("measuring GPUs".to_owned(), move |world, now| {
-            Ok(uuids
-                .iter()
-                .filter_map(|uuid| world.gpus.measure(uuid, now))
-                .collect())
-        })
-        .await
-    }
-
-    async fn recover(&self, card: &GpuUuid) -> Result<()> {
-        let (card, doing) = (card.clone(), format!("recovering {card}"));
-        self.ask(doing.clone(), move |world, _| world.gpus.recover(&card, &doing))
-            .await
-    }
 }

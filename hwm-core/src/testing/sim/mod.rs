@@ -25,6 +25,7 @@
 //!   and stand in the way as ours do.
 //! * What a manager does that the contracts forbid is recorded: [`Sim::breaches`] is empty in the end.
 
+mod accelerators;
 mod backend;
 mod boards;
 mod console;
@@ -44,7 +45,7 @@ use std::time::Duration;
 
 use tokio::sync::oneshot;
 
-pub use boards::{InvalidCards, SimBoard, SimCard, SimProfile, parse_cards};
+pub use boards::{InvalidCards, SimBoard, SimCard, SimProfile, SimUnits, parse_cards};
 pub use world::{Daemon, Fate, Latency, Presence};
 
 use crate::accelerator::{AcceleratorEvent, Accelerators};
@@ -340,7 +341,7 @@ impl Sim {
 
     /// The node's GPUs.
     pub fn accelerators(&self) -> Arc<dyn Accelerators> {
-        Arc::new(gpus::SimAccelerators::new(Arc::clone(&self.inner)))
+        Arc::new(accelerators::SimAccelerators::new(Arc::clone(&self.inner)))
     }
 
     fn change<T>(&self, change: impl FnOnce(&mut World, Timestamp) -> T) -> T {

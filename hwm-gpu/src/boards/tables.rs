@@ -1,150 +1,12 @@
-//! The boards that hwm knows by name: for planning without a card, for simulated nodes and for the fake.
-//!
-//! At run time a card's own answer is the truth, and these tables are not asked. Figures of the H200, the
-//! B200 and the RTX PRO 6000 beyond names and placements are inferred from the boards beside them.
-
-use std::fmt;
+//! The figures of the boards.
 
 use hwm_core::units::Bytes;
 
-use crate::geometry::{Engines, Geometry, InvalidGeometry, Profile};
-
-/// A generation of cards.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Architecture {
-    /// A30, A100: a change of MIG mode needs a reset of the card.
-    Ampere,
-    /// H100, H200: MIG mode changes live.
-    Hopper,
-    /// B200, RTX PRO 6000: MIG mode changes live.
-    Blackwell,
-}
-
-impl Architecture {
-    /// Whether MIG mode changes without a reset.
-    pub const fn switches_live(self) -> bool {
-        match self {
-            Self::Ampere => false,
-            Self::Hopper | Self::Blackwell => true,
-        }
-    }
-}
-
-/// A kind of card.
-#[derive(Debug, Clone, Copy)]
-pub struct Board {
-    /// Its name in `sim:` and in the fake, for example `a100-40gb`.
-    pub name: &'static str,
-    /// Its name as the driver gives it.
-    pub model: &'static str,
-    /// Its generation.
-    pub architecture: Architecture,
-    /// PCI device and vendor, as NVML gives them.
-    pub pci_id: u32,
-    /// Memory of the whole card, in MiB.
-    pub memory_mib: u64,
-    /// The most power it draws, in W.
-    pub power_watts: u32,
-    /// NVLinks; none where it has none.
-    pub nvlinks: u8,
-    rows: &'static [Row],
-}
-
-impl Board {
-    /// How it can be cut.
-    ///
-    /// # Errors
-    ///
-    /// None for the boards of this file, as a test shows.
-    pub fn geometry(&self) -> Result<Geometry, InvalidGeometry> {
-        Geometry::new(self.rows.iter().map(Row::profile).collect())
-    }
-}
-
-/// Every board.
-pub const BOARDS: &[Board] = &[
-    A30,
-    A100_40,
-    A100_80,
-    H100_80,
-    H100_94,
-    H100_96,
-    H200,
-    B200,
-    RTX_PRO_6000,
-];
-
-/// The board of this name.
-pub fn board(name: &str) -> Option<&'static Board> {
-    BOARDS.iter().find(|b| b.name == name)
-}
-
-/// Some cards of a simulated node.
-#[derive(Debug, Clone, Copy)]
-pub struct SimulatedCards {
-    /// Their kind.
-    pub board: &'static Board,
-    /// Whether MIG is on.
-    pub mig: bool,
-    /// How many.
-    pub count: u32,
-}
-
-/// A text that describes no simulated cards.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum InvalidCards {
-    /// The board has no description.
-    #[error("{name} is not a board; there are {}", Names)]
-    UnknownBoard {
-        /// The name.
-        name: String,
-    },
-    /// The number is not one of 1 to 16.
-    #[error("{text} is not a number of cards from 1 to 16")]
-    Count {
-        /// The number.
-        text: String,
-    },
-}
-
-struct Names;
-
-impl fmt::Display for Names {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (i, board) in BOARDS.iter().enumerate() {
-            write!(f, "{}{}", if i == 0 { "" } else { ", " }, board.name)?;
-        }
-        Ok(())
-    }
-}
-
-/// Reads a list such as `a100-40gb+mig*2,a30*1`, with or without `sim:` before it.
-///
-/// # Errors
-///
-/// A board that has no description, or a number of cards beyond 1 to 16.
-pub fn parse_cards(text: &str) -> Result<Vec<SimulatedCards>, InvalidCards> {
-    let list = text.strip_prefix("sim:").unwrap_or(text);
-    list.split(',')
-        .map(|item| {
-            let (kind, count) = item.trim().split_once('*').unwrap_or((item.trim(), "1"));
-            let (name, mig) = kind
-                .strip_suffix("+mig")
-                .map_or((kind, false), |name| (name, true));
-            let board = board(name).ok_or_else(|| InvalidCards::UnknownBoard {
-                name: name.to_owned(),
-            })?;
-            let count = count.parse().ok().filter(|n| (1..=16).contains(n));
-            let count = count.ok_or_else(|| InvalidCards::Count {
-                text: item.trim().to_owned(),
-            })?;
-            Ok(SimulatedCards { board, mig, count })
-        })
-        .collect()
-}
+use super::{Architecture, Board};
+use crate::geometry::{Engines, Profile};
 
 #[derive(Debug, Clone, Copy)]
-struct Row {
+pub(super) struct Row {
     id: u32,
     constant: u32,
     name: &'static str,
@@ -160,7 +22,7 @@ struct Row {
 }
 
 impl Row {
-    fn profile(&self) -> Profile {
+    pub(super) fn profile(&self) -> Profile {
         let [decoders, encoders, jpeg, ofa] = self.engines;
         Profile {
             id: self.id,
@@ -263,7 +125,7 @@ const GH100_ENGINES: [[u8; 4]; 7] = [
     [7, 0, 7, 1],
 ];
 
-const A100_40: Board = Board {
+pub(super) const A100_40: Board = Board {
     name: "a100-40gb",
     model: "NVIDIA A100-SXM4-40GB",
     architecture: Architecture::Ampere,
@@ -298,7 +160,7 @@ const NAMES_80: [&str; 7] = [
     "7g.80gb",
 ];
 
-const A100_80: Board = Board {
+pub(super) const A100_80: Board = Board {
     name: "a100-80gb",
     model: "NVIDIA A100-SXM4-80GB",
     architecture: Architecture::Ampere,
@@ -315,7 +177,7 @@ const A100_80: Board = Board {
     }),
 };
 
-const H100_80: Board = Board {
+pub(super) const H100_80: Board = Board {
     name: "h100-80gb",
     model: "NVIDIA H100 80GB HBM3",
     architecture: Architecture::Hopper,
@@ -332,7 +194,7 @@ const H100_80: Board = Board {
     }),
 };
 
-const H100_94: Board = Board {
+pub(super) const H100_94: Board = Board {
     name: "h100-94gb",
     model: "NVIDIA H100 NVL",
     architecture: Architecture::Hopper,
@@ -357,7 +219,7 @@ const H100_94: Board = Board {
     }),
 };
 
-const H100_96: Board = Board {
+pub(super) const H100_96: Board = Board {
     name: "h100-96gb",
     model: "NVIDIA GH200 96GB HBM3",
     architecture: Architecture::Hopper,
@@ -382,7 +244,7 @@ const H100_96: Board = Board {
     }),
 };
 
-const H200: Board = Board {
+pub(super) const H200: Board = Board {
     name: "h200",
     model: "NVIDIA H200",
     architecture: Architecture::Hopper,
@@ -407,7 +269,7 @@ const H200: Board = Board {
     }),
 };
 
-const B200: Board = Board {
+pub(super) const B200: Board = Board {
     name: "b200",
     model: "NVIDIA B200",
     architecture: Architecture::Blackwell,
@@ -432,7 +294,7 @@ const B200: Board = Board {
     }),
 };
 
-const A30: Board = Board {
+pub(super) const A30: Board = Board {
     name: "a30",
     model: "NVIDIA A30",
     architecture: Architecture::Ampere,
@@ -475,7 +337,7 @@ const fn a30(
     }
 }
 
-const RTX_PRO_6000: Board = Board {
+pub(super) const RTX_PRO_6000: Board = Board {
     name: "rtx-pro-6000",
     model: "NVIDIA RTX PRO 6000 Blackwell Server Edition",
     architecture: Architecture::Blackwell,
@@ -516,102 +378,5 @@ const fn pro(id: u32, constant: u32, name: &'static str, slices: u8, max: u8, en
         sm,
         copy: slices,
         engines,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn plain(geometry: &Geometry, wanted: &[&str]) -> Vec<usize> {
-        wanted.iter().map(|n| geometry.named(n).unwrap()).collect()
-    }
-
-    #[test]
-    fn an_empty_card_with_eight_slots_has_19_maximal_layouts_and_78_with_double_memory() {
-        for board in BOARDS
-            .iter()
-            .filter(|b| !matches!(b.name, "a30" | "rtx-pro-6000"))
-        {
-            let geometry = board.geometry().unwrap();
-            assert_eq!(geometry.slots(), 8, "{}", board.name);
-            let by_id = |ids: &[u32]| -> Vec<usize> {
-                ids.iter()
-                    .map(|id| geometry.profiles().iter().position(|p| p.id == *id).unwrap())
-                    .collect()
-            };
-            assert_eq!(
-                geometry.maximal_layouts(&by_id(&[19, 14, 9, 5, 0])).len(),
-                19,
-                "{}",
-                board.name
-            );
-            assert_eq!(
-                geometry.maximal_layouts(&by_id(&[19, 15, 14, 9, 5, 0])).len(),
-                78,
-                "{}",
-                board.name
-            );
-        }
-    }
-
-    #[test]
-    fn only_what_can_run_out_before_the_slots_is_a_limit() {
-        let names = |board: Board| -> Vec<String> {
-            board
-                .geometry()
-                .unwrap()
-                .limits()
-                .iter()
-                .map(|l| format!("{}×{}", l.name, l.total))
-                .collect()
-        };
-        assert_eq!(names(A100_40), ["profile-20×1"]);
-        assert_eq!(names(RTX_PRO_6000), ["dec×4", "enc×4", "jpeg×4", "ofa×1"]);
-    }
-
-    #[test]
-    fn one_slice_with_media_extensions_leaves_room_for_none_other() {
-        let geometry = A100_40.geometry().unwrap();
-        let me = plain(&geometry, &["1g.5gb+me"])[0];
-        let taken = geometry.with(
-            crate::geometry::Occupancy::default(),
-            crate::geometry::Slot {
-                profile: me,
-                start: 0,
-            },
-        );
-        assert!(!geometry.fits(
-            &taken,
-            crate::geometry::Slot {
-                profile: me,
-                start: 1
-            }
-        ));
-        let one = plain(&geometry, &["1g.5gb"])[0];
-        assert!(geometry.fits(
-            &taken,
-            crate::geometry::Slot {
-                profile: one,
-                start: 1
-            }
-        ));
-    }
-
-    #[test]
-    fn a_list_of_cards_is_read() {
-        let cards = parse_cards("sim:a100-40gb+mig*2,a30*1").unwrap();
-        let read: Vec<_> = cards.iter().map(|c| (c.board.name, c.mig, c.count)).collect();
-        assert_eq!(read, [("a100-40gb", true, 2), ("a30", false, 1)]);
-        assert!(matches!(
-            parse_cards("sim:v100*1"),
-            Err(InvalidCards::UnknownBoard { .. })
-        ));
-        for wrong in ["a30*0", "a30*17", "a30*x", "a30*"] {
-            assert!(
-                matches!(parse_cards(wrong), Err(InvalidCards::Count { .. })),
-                "{wrong}"
-            );
-        }
     }
 }
