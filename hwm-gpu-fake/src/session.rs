@@ -31,6 +31,7 @@ struct State {
     open: Vec<File>,
     cached: Option<((u64, i64, i64, u64), World)>,
     sets: Vec<Option<EventSet>>,
+    samples: Vec<Option<Sample>>,
     epoch: u64,
     counts: HashMap<String, u64>,
     total: u64,
@@ -39,6 +40,15 @@ struct State {
 struct EventSet {
     cards: Vec<usize>,
     seen: usize,
+}
+
+/// What a slice did up to a moment.
+#[derive(Clone)]
+pub(crate) struct Sample {
+    pub(crate) card: usize,
+    pub(crate) instance: u32,
+    /// None before it is taken.
+    pub(crate) time: Option<Instant>,
 }
 
 static STATE: Mutex<Option<State>> = Mutex::new(None);
@@ -218,6 +228,7 @@ pub(crate) fn shutdown() -> nvmlReturn_t {
         state.open.clear();
         state.visible.clear();
         state.sets.clear();
+        state.samples.clear();
     }
     nvmlReturn_enum_NVML_SUCCESS
 }
@@ -251,6 +262,46 @@ pub(crate) fn free_set(set: usize) -> Result<(), nvmlReturn_t> {
         .and_then(|i| sets.get_mut(i))
         .ok_or(mig::INVALID)?;
     set.take().map(|_| ()).ok_or(mig::INVALID)
+}
+
+pub(crate) fn new_sample() -> usize {
+    let mut guard = state();
+    let samples = &mut guard.get_or_insert_default().samples;
+    samples.push(Some(Sample {
+        card: 0,
+        instance: 0,
+        time: None,
+    }));
+    samples.len()
+}
+
+fn sample_mut(state: &mut State, number: usize) -> Result<&mut Option<Sample>, nvmlReturn_t> {
+    let found = number.checked_sub(1).and_then(|i| state.samples.get_mut(i));
+    found.filter(|s| s.is_some()).ok_or(mig::INVALID)
+}
+
+pub(crate) fn sample(number: usize) -> Result<Sample, nvmlReturn_t> {
+    let mut guard = state();
+    sample_mut(guard.get_or_insert_default(), number)?
+        .clone()
+        .filter(|s| s.time.is_some())
+        .ok_or(mig::INVALID)
+}
+
+pub(crate) fn take_sample(number: usize, card: usize, instance: u32) -> Result<(), nvmlReturn_t> {
+    let mut guard = state();
+    *sample_mut(guard.get_or_insert_default(), number)? = Some(Sample {
+        card,
+        instance,
+        time: Some(Instant::now()),
+    });
+    Ok(())
+}
+
+pub(crate) fn free_sample(number: usize) -> Result<(), nvmlReturn_t> {
+    let mut guard = state();
+    *sample_mut(guard.get_or_insert_default(), number)? = None;
+    Ok(())
 }
 
 /// The next event of a set, waiting for one.
