@@ -26,7 +26,8 @@ impl Engine {
     /// The same, with an event that says why a card went in place of that it went.
     pub(crate) fn publish_because(&mut self, event: &AcceleratorEvent) {
         for other in self.replace_picture() {
-            self.tell(if other.card == event.card { event } else { &other });
+            let same = other.card == event.card && other.fatal;
+            self.tell(if same { event } else { &other });
         }
     }
 
@@ -51,17 +52,25 @@ impl Engine {
         let old = self.shared.read().map(|n| n.clone()).unwrap_or_default();
         let mut events = Vec::new();
         for card in &node.cards {
-            let before = old.cards.iter().find(|c| c.uuid == card.uuid).map(|c| c.health);
-            let well = |h| matches!(h, GpuHealth::Ok | GpuHealth::Degraded);
-            if before.is_some_and(|b| well(b) != well(card.health)) {
+            let Some(before) = old.cards.iter().find(|c| c.uuid == card.uuid) else {
+                continue;
+            };
+            let mut tell = |fatal, message| {
                 events.push(AcceleratorEvent {
                     card: GpuUuid::new(&*card.uuid),
                     instance: None,
-                    fatal: !well(card.health),
-                    message: card
-                        .unusable()
-                        .unwrap_or_else(|| format!("{} is back", card.label())),
+                    fatal,
+                    message,
                 });
+            };
+            let well = |h| matches!(h, GpuHealth::Ok | GpuHealth::Degraded);
+            if well(before.health) != well(card.health) {
+                let back = || format!("{} is back", card.label());
+                tell(!well(card.health), card.unusable().unwrap_or_else(back));
+            }
+            if before.hot != card.hot {
+                let does = if card.hot { "slows" } else { "no longer slows" };
+                tell(false, format!("heat {does} {} down", card.label()));
             }
         }
         if let Ok(mut shared) = self.shared.write() {
@@ -208,6 +217,7 @@ impl Engine {
             doubtful,
             health,
             reason,
+            hot: seen.and_then(|s| s.hot).unwrap_or(false),
             numa: function.and_then(|f| f.numa),
             path: function.map(|f| f.path.clone()).unwrap_or_default(),
             nvlinks: seen.map(|s| s.nvlinks.clone()).unwrap_or_default(),
@@ -261,11 +271,12 @@ impl Engine {
         if let Some(reason) = self.unreadable.get(&entry.uuid) {
             return (GpuHealth::Quarantined, Some(reason.clone()));
         }
-        if seen.is_some() {
-            if doubtful.is_empty() {
+        if let Some(seen) = seen {
+            let mut reasons: Vec<&str> = doubtful.iter().map(|(_, r)| r.as_str()).collect();
+            reasons.extend((seen.hot == Some(true)).then_some("heat slows it down"));
+            if reasons.is_empty() {
                 return (GpuHealth::Ok, None);
             }
-            let reasons: Vec<&str> = doubtful.iter().map(|(_, r)| r.as_str()).collect();
             return (GpuHealth::Degraded, Some(reasons.join("; ")));
         }
         let on_nvidia = function.is_some_and(|f| f.driver.as_deref() == Some("nvidia"));

@@ -1,4 +1,11 @@
 //! Figures of cards and slices. What the card does not give is none, never zero.
+//!
+//! How busy a slice is comes from two samples of it, on cards that give such (Hopper and newer): over the time since it was
+//! asked for last, and the first time over a moment.
+
+use std::collections::HashMap;
+use std::thread;
+use std::time::Duration;
 
 use hwm_core::metrics::GpuMetrics;
 use nvml_wrapper::Device;
@@ -8,6 +15,9 @@ use nvml_wrapper::error::NvmlError;
 use crate::engine::{Answer, Engine};
 use crate::nvml::ends_session;
 use crate::nvml::read::optional;
+
+/// How long a slice is watched where nobody asked for it before.
+const SPAN: Duration = Duration::from_millis(100);
 
 impl Engine {
     /// The figures of these, in one pass. A device that cannot be asked has none.
@@ -22,7 +32,23 @@ impl Engine {
         if uuids.iter().all(|u| handed(u)) {
             return Ok(uuids.iter().map(nothing).collect());
         }
-        let session = self.session()?;
+        self.session()?;
+        let Some(session) = &mut self.session else {
+            return Ok(uuids.iter().map(nothing).collect());
+        };
+        // What cannot be measured has no figure, which is no failure.
+        let slices: Vec<&String> = uuids.iter().filter(|u| u.starts_with("MIG-")).collect();
+        let begun = slices
+            .iter()
+            .filter(|u| session.measure(u).unwrap_or(false))
+            .count();
+        if begun > 0 {
+            thread::sleep(SPAN);
+        }
+        let busy: HashMap<&String, f64> = slices
+            .into_iter()
+            .filter_map(|uuid| Some((uuid, session.busy(uuid).ok()?)))
+            .collect();
         let nvml = session.nvml();
         let mut all = Vec::with_capacity(uuids.len());
         let mut ended = false;
@@ -31,7 +57,9 @@ impl Engine {
                 .device_by_uuid(uuid.as_str())
                 .and_then(|device| figures(&device, uuid));
             ended |= figures.as_ref().is_err_and(ends_session);
-            all.push(figures.unwrap_or_else(|_| nothing(uuid)));
+            let mut figures = figures.unwrap_or_else(|_| nothing(uuid));
+            figures.usage_percent = figures.usage_percent.or_else(|| busy.get(uuid).copied());
+            all.push(figures);
         }
         if ended {
             self.close();

@@ -1,24 +1,29 @@
-//! What nvml-wrapper does not reach: GPU and compute instances, and events that name a slice. The only unsafe
-//! code of this crate.
+//! What nvml-wrapper does not reach: GPU and compute instances, events that name a slice, and samples of slices that
+//! are kept between two calls. The only unsafe code of this crate.
 //!
 //! Safety, for all of it:
 //!
 //! * Every call goes to a symbol that the wrapper resolved from the library, with the types of its bindings.
 //! * Device handles come from a live [`Device`], which borrows the [`Nvml`] whose library is called; handles of
-//!   instances are used in the function that asked for them and never kept.
+//!   instances are used in the function that asked for them and never kept. Those of events and samples belong to the
+//!   session that allocated them, and are freed before it ends.
 //! * Whatever NVML writes goes into a value of the bindings' own type, zeroed before, for which any bit pattern
 //!   is valid; lists get room for as many as NVML itself says there can be, and are cut to what it says it wrote,
 //!   never beyond that room.
 //! * Text is read up to its first NUL or to the end of its field.
 #![allow(unsafe_code, reason = "calls C; see above")]
 
+use std::collections::HashMap;
 use std::mem::{size_of, zeroed};
 use std::path::Path;
 use std::ptr::null_mut;
+use std::time::{Duration, Instant};
 
 use hwm_core::units::Bytes;
+use nvml_wrapper::enums::gpm::GpmMetricId;
 use nvml_wrapper::error::{NvmlError, nvml_sym, nvml_try};
-use nvml_wrapper::{Device, Nvml};
+use nvml_wrapper::gpm::gpm_metrics_get;
+use nvml_wrapper::{Device, GpmSample, Nvml};
 use nvml_wrapper_sys::bindings::*;
 
 use crate::geometry::{Engines, Profile};
@@ -280,10 +285,21 @@ pub(crate) fn mig_ids(nvml: &Nvml, device: &Device<'_>) -> Answer<(u32, u32)> {
     Ok((gpu, inner))
 }
 
+/// What a slice did up to a moment.
+struct Sample {
+    handle: nvmlGpmSample_t,
+    taken: Instant,
+}
+
+/// A sample that nobody compared with a newer one for so long is let go: its slice may be gone.
+const SAMPLE_LIFE: Duration = Duration::from_secs(600);
+
 /// A session with NVML, and the set of events that is asked in it. While there is one, this process has every
 /// card's device file open.
 pub(crate) struct Session {
     events: Option<nvmlEventSet_t>,
+    /// By UUID of the slice.
+    samples: HashMap<String, Sample>,
     nvml: Nvml,
 }
 
@@ -300,6 +316,7 @@ impl Session {
         }
         Ok(Self {
             events: None,
+            samples: HashMap::new(),
             nvml: builder.init()?,
         })
     }
@@ -356,6 +373,57 @@ impl Session {
         }
     }
 
+    /// Begins to measure a slice, unless that is under way. Answers whether it was begun just now.
+    pub(crate) fn measure(&mut self, slice: &str) -> Answer<bool> {
+        if self.samples.contains_key(slice) {
+            return Ok(false);
+        }
+        let sample = self.sample(slice)?;
+        self.samples.insert(slice.to_owned(), sample);
+        Ok(true)
+    }
+
+    /// How much of the time since it was asked for last a slice was busy, in percent. Needs [`Self::measure`] before.
+    pub(crate) fn busy(&mut self, slice: &str) -> Answer<f64> {
+        let now = self.sample(slice)?;
+        let before = self.samples.insert(slice.to_owned(), now);
+        let (Some(before), Some(now)) = (before, self.samples.get(slice)) else {
+            return Err(NvmlError::NotFound);
+        };
+        // SAFETY: see the file's head. Both were allocated in this session; the first is freed here and nowhere else, and
+        // the second is given back before it would be.
+        let (first, second) = unsafe {
+            (
+                GpmSample::from_handle(&self.nvml, before.handle),
+                GpmSample::from_handle(&self.nvml, now.handle),
+            )
+        };
+        let asked = gpm_metrics_get(&self.nvml, &first, &second, &[GpmMetricId::GraphicsUtil]);
+        let _kept: nvmlGpmSample_t = second.into_handle();
+        let figure = asked?.into_iter().next().ok_or(NvmlError::NotSupported)??;
+        Ok(figure.value)
+    }
+
+    fn sample(&mut self, slice: &str) -> Answer<Sample> {
+        let (now, nvml) = (Instant::now(), &self.nvml);
+        let device = nvml.device_by_uuid(slice)?;
+        let card = device.mig_parent_device()?;
+        if !card.gpm_support()? {
+            return Err(NvmlError::NotSupported);
+        }
+        let (instance, _) = mig_ids(nvml, &device)?;
+        let handle = card.gpm_mig_sample(instance)?.into_handle();
+        self.forget_samples(|s| now.duration_since(s.taken) > SAMPLE_LIFE);
+        Ok(Sample { handle, taken: now })
+    }
+
+    fn forget_samples(&mut self, which: impl Fn(&Sample) -> bool) {
+        for (_, sample) in self.samples.extract_if(|_, s| which(s)) {
+            // SAFETY: see the file's head; it was allocated in this session and is forgotten here.
+            drop(unsafe { GpmSample::from_handle(&self.nvml, sample.handle) });
+        }
+    }
+
     fn unwatch(&mut self) {
         if let (Some(set), Ok(free)) = (self.events.take(), self.nvml.lib().nvmlEventSetFree.as_ref()) {
             // SAFETY: the set is of this session and is not used again. What freeing it answers changes nothing.
@@ -368,5 +436,6 @@ impl Drop for Session {
     fn drop(&mut self) {
         // Before the session, which the wrapper closes when it is dropped.
         self.unwatch();
+        self.forget_samples(|_| true);
     }
 }

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use hwm_core::units::Bytes;
+use nvml_wrapper::bitmasks::device::ThrottleReasons;
 use nvml_wrapper::enums::device::DeviceArchitecture;
 use nvml_wrapper::error::NvmlError;
 use nvml_wrapper::{Device, Nvml};
@@ -13,6 +14,9 @@ use super::{clean, is_uuid};
 use crate::boards::BOARDS;
 use crate::geometry::Geometry;
 use crate::sysfs::kernel_address;
+
+const HEAT: ThrottleReasons =
+    ThrottleReasons::HW_THERMAL_SLOWDOWN.union(ThrottleReasons::SW_THERMAL_SLOWDOWN);
 
 /// A card as NVML sees it.
 #[derive(Debug, Clone)]
@@ -26,6 +30,8 @@ pub(crate) struct SeenCard {
     pub(crate) mig: Option<bool>,
     /// Whether MIG mode changes without a reset.
     pub(crate) live: bool,
+    /// Whether heat slows it down; none where it does not say.
+    pub(crate) hot: Option<bool>,
     pub(crate) geometry: Option<Arc<Geometry>>,
     pub(crate) instances: Vec<SeenSlice>,
     /// Peers by address, and how many links lead to each.
@@ -110,6 +116,7 @@ pub(crate) fn card(
             Ok(DeviceArchitecture::Hopper | DeviceArchitecture::Blackwell)
                 | Err(NvmlError::UnexpectedVariant(9..))
         ),
+        hot: optional(device.current_throttle_reasons())?.map(|why| why.intersects(HEAT)),
         // Where MIG is off the card does not say how it would be cut; a board of that model does.
         geometry: facts
             .geometry
