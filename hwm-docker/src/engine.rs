@@ -120,7 +120,7 @@ impl Engine {
             .any(|c| c.name.as_deref().is_some_and(|n| n.contains("Podman")));
         let local = client.endpoint().is_local();
         let about = About {
-            gpus: self.gpus.or_else(|| detect_gpus(&info, minor, local)),
+            gpus: self.gpus.or_else(|| detect_gpus(&info, minor, local, has_hook)),
             version: format!(
                 "{}{} (API 1.{minor})",
                 if podman { "Podman " } else { "" },
@@ -169,19 +169,23 @@ fn disk_of(path: &Path) -> Option<Bytes> {
     Some(Bytes(found.f_blocks.saturating_mul(found.f_frsize)))
 }
 
-fn detect_gpus(info: &Info, minor: u32, local: bool) -> Option<GpuAttachment> {
+/// How the engine hands out GPUs. NVIDIA's runtime knows a slice as soon as it is made; a CDI specification has to be
+/// written anew first.
+fn detect_gpus(info: &Info, minor: u32, local: bool, has_hook: impl Fn() -> bool) -> Option<GpuAttachment> {
     let registered = info.runtimes.as_ref().is_some_and(|r| r.contains_key("nvidia"));
-    let hook = || {
-        ["/usr/bin", "/usr/local/bin", "/usr/local/nvidia/toolkit"]
-            .iter()
-            .any(|dir| Path::new(dir).join(NVIDIA_HOOK).exists())
-    };
-    if registered || (local && hook()) {
+    if registered || (local && has_hook()) {
         return Some(GpuAttachment::Nvidia);
     }
     let specs = info.cdi_spec_dirs.as_deref().unwrap_or_default();
     let described = || specs.iter().any(|dir| describes_nvidia(dir));
     (minor >= CDI_SINCE && local && described()).then_some(GpuAttachment::Cdi)
+}
+
+/// Whether this host has the hook by which an engine without that runtime attaches GPUs.
+fn has_hook() -> bool {
+    ["/usr/bin", "/usr/local/bin", "/usr/local/nvidia/toolkit"]
+        .iter()
+        .any(|dir| Path::new(dir).join(NVIDIA_HOOK).exists())
 }
 
 fn describes_nvidia(dir: &Path) -> bool {
@@ -232,23 +236,37 @@ fn started_at(pid: u32) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use serde_json::json;
 
     fn info(json: serde_json::Value) -> Info {
         serde_json::from_value(json).unwrap()
     }
 
     #[test]
-    fn the_nvidia_runtime_is_preferred_to_cdi() {
-        let dir = tempfile::tempdir().unwrap();
-        std::fs::write(dir.path().join("nvidia.yaml"), "").unwrap();
-        let both = info(serde_json::json!({"Runtimes": {"nvidia": {}}, "CDISpecDirs": [dir.path()]}));
-        let cdi = info(serde_json::json!({"Runtimes": {"runc": {}}, "CDISpecDirs": [dir.path()]}));
-        assert_eq!(detect_gpus(&both, 44, false), Some(GpuAttachment::Nvidia));
-        assert_eq!(detect_gpus(&cdi, 43, false), None);
-        assert_eq!(
-            detect_gpus(&info(serde_json::json!({"CDISpecDirs": null})), 44, false),
-            None
-        );
+    fn gpus_are_attached_by_what_the_engine_has_and_nvidias_runtime_goes_first() {
+        use GpuAttachment::{Cdi, Nvidia};
+        let (described, empty) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        std::fs::write(described.path().join("nvidia.yaml"), "").unwrap();
+        let runtime = json!({"Runtimes": {"nvidia": {}, "runc": {}}, "CDISpecDirs": [described.path()]});
+        let specs = json!({"Runtimes": {"runc": {}}, "CDISpecDirs": [empty.path(), described.path()]});
+        let nothing = json!({"Runtimes": {"runc": {}}, "CDISpecDirs": [empty.path(), "/no/such/folder"]});
+        // What the engine says, its API, whether it is on this host, whether the hook is here; what is chosen.
+        for (said, minor, local, hook, chosen) in [
+            (&runtime, 41, false, false, Some(Nvidia)),
+            (&runtime, 48, true, false, Some(Nvidia)),
+            (&specs, 48, true, true, Some(Nvidia)),
+            (&specs, 44, true, false, Some(Cdi)),
+            (&specs, 43, true, false, None),
+            (&specs, 48, false, true, None),
+            (&nothing, 48, true, false, None),
+            (&json!({"CDISpecDirs": null}), 48, true, false, None),
+        ] {
+            assert_eq!(
+                detect_gpus(&info(said.clone()), minor, local, || hook),
+                chosen,
+                "{said} {minor} {local} {hook}"
+            );
+        }
     }
 
     #[test]
