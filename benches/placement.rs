@@ -3,7 +3,7 @@
 //! `quality` plays arrivals and departures of slices on 32 A100-40GB under hwm's choice, its peers' and a
 //! bound that moves what runs, on identical seeds. `speed` times decisions on 64 and on 10,000 cards.
 //! Without an argument both run.
-#![allow(clippy::print_stdout, reason = "a bench reports")]
+#![allow(clippy::print_stderr, reason = "a bench reports")]
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -11,10 +11,12 @@ use std::hint::black_box;
 use std::sync::Arc;
 use std::time::Instant;
 
+use hwm_benches::Figure;
 use hwm_gpu::boards::board;
 use hwm_gpu::fleet::{Fleet, Place, Wanted};
 use hwm_gpu::geometry::{Geometry, Occupancy, Slot};
 
+const BENCH: &str = "placement";
 const CARDS: usize = 32;
 const ARRIVALS: usize = 6_000;
 const SEEDS: u64 = 30;
@@ -236,12 +238,15 @@ fn interval(values: &[f64]) -> (f64, f64) {
     (mean, 2.045 * (variance / n).sqrt())
 }
 
+/// Answers whether hwm is better than its peers in every mix and load, by the lower end of the interval.
 fn quality(world: &World) -> bool {
+    type Pick = fn(&(f64, f64)) -> f64;
+    const SHARES: [(&str, Pick); 2] = [("requests", |s| s.0), ("slots", |s| s.1)];
     let mut all_above = true;
-    println!("{CARDS} x A100-40GB, {ARRIVALS} arrivals, {SEEDS} seeds: requests accepted (slots accepted)");
+    eprintln!("{CARDS} x A100-40GB, {ARRIVALS} arrivals, {SEEDS} seeds: requests accepted (slots accepted)");
     for (mix_name, mix) in &MIXES {
         for load in LOADS {
-            print!("{mix_name:13} {load}");
+            eprint!("{mix_name:13} {load}");
             let traces: Vec<_> = (0..SEEDS).map(|seed| arrivals(world, seed, mix, load)).collect();
             let mut results = Vec::new();
             for (name, policy) in POLICIES {
@@ -250,24 +255,31 @@ fn quality(world: &World) -> bool {
                     .enumerate()
                     .map(|(seed, t)| play(world, policy, seed as u64, t))
                     .collect();
-                let mean = |f: fn(&(f64, f64)) -> f64| shares.iter().map(f).sum::<f64>() / SEEDS as f64;
-                print!(" | {name} {:.4} ({:.4})", mean(|s| s.0), mean(|s| s.1));
-                results.push((policy, shares));
+                let mean = |pick: Pick| shares.iter().map(pick).sum::<f64>() / SEEDS as f64;
+                eprint!(" | {name} {:.4} ({:.4})", mean(|s| s.0), mean(|s| s.1));
+                results.push((name, policy, mean(|s| s.0), mean(|s| s.1), shares));
             }
-            println!();
+            eprintln!();
+            let bound = results.last().map_or((1.0, 1.0), |r| (r.2, r.3));
+            for (name, _, requests, slots, _) in &results {
+                for (what, value, most) in [("requests", requests, bound.0), ("slots", slots, bound.1)] {
+                    Figure {
+                        name: format!("{mix_name}, load {load}, {name}: {what} accepted"),
+                        value: value * 100.0,
+                        unit: "%",
+                        beside: Some(("repack bound", most * 100.0)),
+                        target: None,
+                    }
+                    .print(BENCH);
+                }
+            }
             let shares = |policy| {
-                &results
-                    .iter()
-                    .find(|(p, _)| *p == policy)
-                    .expect("a known policy")
-                    .1
+                let found = results.iter().find(|(_, p, ..)| *p == policy);
+                &found.expect("a known policy").4
             };
             let ours = shares(Policy::Ours);
             for (name, other) in [("DRA order", Policy::Dra), ("HAMi order", Policy::Hami)] {
-                for (what, pick) in [
-                    ("requests", (|s| s.0) as fn(&(f64, f64)) -> f64),
-                    ("slots", |s| s.1),
-                ] {
+                for (what, pick) in SHARES {
                     let difference: Vec<f64> = ours
                         .iter()
                         .zip(shares(other))
@@ -275,7 +287,17 @@ fn quality(world: &World) -> bool {
                         .collect();
                     let (mean, half) = interval(&difference);
                     all_above &= mean - half > 0.0;
-                    println!("    hwm - {name}, {what}: {mean:+.4} ± {half:.4}");
+                    eprintln!("    hwm - {name}, {what}: {mean:+.4} ± {half:.4}");
+                    Figure {
+                        name: format!(
+                            "{mix_name}, load {load}, hwm - {name}: {what}, low end of the 95 % interval of paired differences"
+                        ),
+                        value: (mean - half) * 100.0,
+                        unit: "points",
+                        beside: Some(("mean", mean * 100.0)),
+                        target: Some("above 0"),
+                    }
+                    .print(BENCH);
                 }
             }
         }
@@ -330,7 +352,7 @@ fn speed(world: &World, cards: usize, mix: &[f64; 6], full: bool) -> f64 {
         held[at] = place;
     }
     let rate = f64::from(rounds) / begun.elapsed().as_secs_f64();
-    println!(
+    eprintln!(
         "{cards:6} cards, {:6} slices held: {rate:>9.0} decisions/s, place and release included",
         held.len()
     );
@@ -357,14 +379,30 @@ fn main() {
     if runs("speed") {
         let ones = [1.0, 0.0, 0.0, 0.0, 0.0, 0.0];
         for (name, mix, full) in [("1g only", ones, true), ("uniform", MIXES[0].1, false)] {
-            println!("{name}");
+            eprintln!("{name}");
             let few = speed(&world, 64, &mix, full);
             let many = speed(&world, 10_000, &mix, full);
-            println!("       per decision {:.2} times that on 64 cards", few / many);
+            eprintln!("       per decision {:.2} times that on 64 cards", few / many);
+            Figure {
+                name: format!("decisions on 64 cards, {name}, place and release included"),
+                value: few,
+                unit: "1/s",
+                beside: None,
+                target: Some("at least 100,000"),
+            }
+            .print(BENCH);
+            Figure {
+                name: format!("a decision on 10,000 cards, {name}"),
+                value: 1e6 / many,
+                unit: "µs",
+                beside: Some(("on 64 cards", 1e6 / few)),
+                target: Some("at most 2 × with 70,000 slices held"),
+            }
+            .print(BENCH);
         }
     }
     if runs("quality") && !quality(&world) {
-        println!("NOT better than its peers in every mix and load");
+        eprintln!("NOT better than its peers in every mix and load");
         std::process::exit(1);
     }
 }
