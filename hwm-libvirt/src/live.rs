@@ -12,8 +12,18 @@ use crate::lifecycle::Found;
 use crate::machine;
 use crate::options::LibvirtOptions;
 
-/// Whether the change can be made while the machine runs.
-fn is_live(from: &MachineConfig, to: &MachineConfig, options: &LibvirtOptions) -> bool {
+/// Whether the change can be made while the machine runs. What was applied holds no secrets, only marks of them.
+fn is_live(from: &Config, to: &Config, options: &LibvirtOptions) -> bool {
+    let (mut from, mut to) = (from.clone(), to.clone());
+    from.forget_secrets();
+    to.forget_secrets();
+    match (&from, &to) {
+        (Config::Machine(from), Config::Machine(to)) => amounts_only(from, to, options),
+        (Config::Machine(_) | Config::Container(_) | Config::Inference(_), _) => false,
+    }
+}
+
+fn amounts_only(from: &MachineConfig, to: &MachineConfig, options: &LibvirtOptions) -> bool {
     let adjusted = MachineConfig {
         vcpus: to.vcpus,
         ram: to.ram,
@@ -31,10 +41,7 @@ fn is_live(from: &MachineConfig, to: &MachineConfig, options: &LibvirtOptions) -
 #[async_trait]
 impl LiveUpdate for Libvirt {
     fn is_live(&self, from: &Config, to: &Config) -> bool {
-        match (from, to) {
-            (Config::Machine(from), Config::Machine(to)) => is_live(from, to, &self.inner.options),
-            (Config::Machine(_) | Config::Container(_) | Config::Inference(_), _) => false,
-        }
+        is_live(from, to, &self.inner.options)
     }
 
     async fn update(&self, call: &Call, workload: &Workload) -> Result<()> {
@@ -88,7 +95,8 @@ impl LiveUpdate for Libvirt {
 
 #[cfg(test)]
 mod tests {
-    use hwm_core::config::{IpMode, NetworkConfig, NetworkKind};
+    use hwm_core::config::{CloudInit, IpMode, NetworkConfig, NetworkKind};
+    use hwm_core::secret::Secret;
     use hwm_core::units::Bytes;
 
     use super::*;
@@ -119,7 +127,7 @@ mod tests {
         let live = |change: &dyn Fn(&mut MachineConfig)| {
             let mut to = config();
             change(&mut to);
-            is_live(&config(), &to, &options)
+            amounts_only(&config(), &to, &options)
         };
         assert!(live(&|c| c.vcpus = 8));
         assert!(live(&|c| c.vcpus = 1));
@@ -130,5 +138,18 @@ mod tests {
         assert!(!live(&|c| c.disk = Bytes::from_whole_gb(5)));
         assert!(!live(&|c| c.os_image = "debian-11".into()));
         assert!(!live(&|c| c.network_config.vlan_id = Some(5)));
+    }
+
+    #[test]
+    fn a_password_is_no_difference_to_the_mark_of_it() {
+        let mut to = config();
+        to.cloud_init = Some(CloudInit {
+            password: Some(Secret::new("hunter2")),
+            ..CloudInit::default()
+        });
+        let mut from = Config::Machine(to.clone());
+        from.forget_secrets();
+        to.vcpus = 4;
+        assert!(is_live(&from, &Config::Machine(to), &LibvirtOptions::new("n")));
     }
 }
