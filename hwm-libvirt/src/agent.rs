@@ -56,6 +56,11 @@ pub(crate) fn freeze(host: &Host, id: ResourceId) -> std::result::Result<i64, Fa
     ask(host, id, "guest-fsfreeze-freeze", Value::Null, FREEZE)
 }
 
+/// Whether they are frozen, as far as the agent says.
+pub(crate) fn is_frozen(host: &Host, id: ResourceId) -> bool {
+    ask::<String>(host, id, "guest-fsfreeze-status", Value::Null, ANSWER).is_ok_and(|s| s == "frozen")
+}
+
 /// Thaws them.
 pub(crate) fn thaw(host: &Host, id: ResourceId) -> std::result::Result<i64, Fault> {
     ask(host, id, "guest-fsfreeze-thaw", Value::Null, FREEZE)
@@ -91,6 +96,24 @@ pub(crate) fn addresses(host: &Host, id: ResourceId, mac: &str) -> Vec<String> {
         .flat_map(|i| i.ip_addresses)
         .map(|a| a.ip_address)
         .collect()
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "kebab-case")]
+struct FileSystem {
+    #[serde(default)]
+    used_bytes: Option<u64>,
+    /// The disks that it lies on; none for one in memory or from the network.
+    #[serde(default)]
+    disk: Vec<Value>,
+}
+
+/// What the file systems on the guest's disks hold; none where the agent does not answer or does not know.
+pub(crate) fn used_bytes(host: &Host, id: ResourceId) -> Option<u64> {
+    let asked: std::result::Result<Vec<FileSystem>, Fault> =
+        ask(host, id, "guest-get-fsinfo", Value::Null, ANSWER);
+    let used = asked.ok()?.into_iter().filter(|f| !f.disk.is_empty());
+    used.map(|f| f.used_bytes).reduce(|a, b| Some(a? + b?))?
 }
 
 #[derive(Deserialize)]

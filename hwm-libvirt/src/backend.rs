@@ -24,7 +24,7 @@ use crate::console::SerialHubs;
 use crate::domain::{
     HostCapabilities, Hypervisor, PoolSeen, domain_name, domain_xml, host_capabilities, pool, pool_xml,
 };
-use crate::images::Images;
+use crate::images::{Images, StoredImage};
 use crate::lifecycle::{FIRST_BOOT, Place, Start};
 use crate::machine::{self, Parts, Surroundings};
 use crate::network::HostNetwork;
@@ -143,6 +143,25 @@ impl Libvirt {
             )
         })?;
         self.inner.images.ensure(image, progress).await.map(|_| ())
+    }
+
+    /// The images that are stored whole in the pool, whichever manager fetched them.
+    ///
+    /// # Errors
+    /// A libvirt or a pool that cannot be used.
+    pub async fn stored_images(&self) -> Result<Vec<StoredImage>> {
+        self.inner.pool().await?;
+        self.inner.images.stored().await
+    }
+
+    /// Removes stored images that this manager fetched and no disk is made from, and answers them: those that are not
+    /// current any more, or `all`.
+    ///
+    /// # Errors
+    /// A libvirt or a pool that cannot be used. What was removed before that stays removed.
+    pub async fn prune_images(&self, all: bool) -> Result<Vec<StoredImage>> {
+        self.inner.pool().await?;
+        self.inner.images.prune(all).await
     }
 }
 

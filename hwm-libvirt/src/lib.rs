@@ -37,11 +37,13 @@ mod options;
 mod qcow2;
 mod seed;
 mod snapshots;
+mod usage;
 
 pub use backend::Libvirt;
 pub use catalog::{
     Bus, Catalog, CatalogError, Checksum, Digest, Firmware, Guest, Image, ImageFormat, ImageName, ImageSource,
 };
+pub use images::StoredImage;
 pub use options::{DomainType, LibvirtOptions};
 pub use seed::ClearPassword;
 

@@ -111,15 +111,22 @@ impl Place {
             host.define(&parts.domain)?;
         }
         self.write_seed(host, &parts.seed, seed)?;
-        self.make_volume(host, &disk_name(self.id), &parts.disk)?;
-        self.make_volume(host, &console_log_name(self.id), &parts.console_log)
+        let is_new = self.make_volume(host, &disk_name(self.id), &parts.disk)?;
+        if is_new && !parts.base.holds(host, &self.pool)? {
+            host.delete_volume(&self.pool, &disk_name(self.id))?;
+            return Err(Fault::new(FaultKind::Gone, "its image was removed meanwhile"));
+        }
+        self.make_volume(host, &console_log_name(self.id), &parts.console_log)?;
+        Ok(())
     }
 
-    fn make_volume(&self, host: &Host, name: &str, xml: &str) -> Result<()> {
-        if host.volume_facts(&self.pool, name)?.is_none() {
+    /// Answers whether it is new.
+    fn make_volume(&self, host: &Host, name: &str, xml: &str) -> Result<bool> {
+        let is_new = host.volume_facts(&self.pool, name)?.is_none();
+        if is_new {
             host.create_volume(&self.pool, xml)?;
         }
-        Ok(())
+        Ok(is_new)
     }
 
     /// A seed that is whole stays as it is.

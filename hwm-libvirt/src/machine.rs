@@ -15,7 +15,7 @@ use crate::domain::{
     Adjustable, DomainSpec, Filter, HostDevice, Hypervisor, Interface, PciAddress, Plug, Tag, VolumeSpec,
     console_log_name, disk_name, domain_xml, seed_name, volume_xml,
 };
-use crate::images::BaseImage;
+use crate::images::{BaseImage, Kept};
 use crate::mac::MacAddress;
 use crate::options::LibvirtOptions;
 use crate::seed::{Marker, SEED_BYTES, Seed, SeedError, seed_image};
@@ -210,6 +210,8 @@ pub(crate) struct Parts {
     pub(crate) disk: String,
     pub(crate) seed: String,
     pub(crate) console_log: String,
+    /// What the disk is made on.
+    pub(crate) base: Kept,
 }
 
 impl Parts {
@@ -235,6 +237,7 @@ impl Parts {
             .map_err(invalid)?,
             seed: volume_xml(&raw(seed_name(id), SEED_BYTES)).map_err(invalid)?,
             console_log: volume_xml(&raw(console_log_name(id), 0)).map_err(invalid)?,
+            base: base.kept.clone(),
         })
     }
 }

@@ -19,6 +19,7 @@ use crate::connection::{ConnectionEvent, DomainState, DomainStats, StateReason};
 use crate::domain::{DomainSeen, Started, Tag, console_log_name, domain_name, resource_of};
 use crate::lifecycle::Found;
 use crate::mac::MacAddress;
+use crate::usage::{self, Usage};
 
 /// How long and how often an address is looked for after a machine started.
 const ADDRESS_SEARCH: (Duration, Duration) = (Duration::from_secs(600), Duration::from_secs(2));
@@ -33,6 +34,7 @@ pub(crate) struct Observations {
     addresses: Mutex<HashMap<ResourceId, Ipv4Addr>>,
     searching: Mutex<HashSet<ResourceId>>,
     strays: Mutex<HashMap<ResourceId, bool>>,
+    pub(crate) usage: Usage,
 }
 
 pub(crate) fn now() -> Started {
@@ -50,6 +52,7 @@ impl Observations {
             addresses: Mutex::default(),
             searching: Mutex::default(),
             strays: Mutex::default(),
+            usage: Usage::default(),
         }
     }
 
@@ -59,6 +62,7 @@ impl Observations {
         lock(&self.cpu).remove(&id);
         lock(&self.addresses).remove(&id);
         lock(&self.strays).remove(&id);
+        self.usage.forget(id);
     }
 
     /// Forgets what libvirt's events say has changed; all of it where they do not come.
@@ -315,7 +319,7 @@ impl Inner {
             .boxed())
     }
 
-    pub(crate) async fn metrics(&self, ids: &[ResourceId]) -> Result<Vec<(ResourceId, Metrics)>> {
+    pub(crate) async fn metrics(self: &Arc<Self>, ids: &[ResourceId]) -> Result<Vec<(ResourceId, Metrics)>> {
         let mut all = self.all_stats(true).await?;
         let taken = Instant::now();
         let running: Vec<(ResourceId, DomainStats)> = ids
@@ -324,6 +328,8 @@ impl Inner {
             .filter(|(_, stats)| stats.state == DomainState::Up)
             .collect();
         let ours = self.tags(running.iter().map(|(id, _)| *id).collect()).await?;
+        let asked = running.iter().map(|(id, _)| *id);
+        usage::ask(self, asked.filter(|id| ours.contains_key(id)));
         Ok(running
             .into_iter()
             .filter(|(id, _)| ours.contains_key(id))
@@ -331,7 +337,7 @@ impl Inner {
                 let before = stats
                     .cpu_time_ns
                     .and_then(|ns| lock(&self.observations.cpu).insert(id, (taken, ns)));
-                (id, figures(&stats, before, taken))
+                (id, figures(&stats, self.observations.usage.of(id), before, taken))
             })
             .collect())
     }
@@ -341,7 +347,13 @@ fn percent(part: f64, whole: f64) -> Option<f64> {
     (whole > 0.0).then(|| (part / whole * 1e4).round() / 1e2)
 }
 
-fn figures(stats: &DomainStats, before: Option<(Instant, u64)>, taken: Instant) -> Metrics {
+/// `in_use` is what the guest says that its file systems hold; else what the disk takes on the host is told.
+fn figures(
+    stats: &DomainStats,
+    in_use: Option<u64>,
+    before: Option<(Instant, u64)>,
+    taken: Instant,
+) -> Metrics {
     let cores = stats.vcpus.and_then(|n| u32::try_from(n).ok());
     let usage = before.and_then(|(then, ns)| {
         let spent = stats.cpu_time_ns?.checked_sub(ns)? as f64;
@@ -357,6 +369,7 @@ fn figures(stats: &DomainStats, before: Option<(Instant, u64)>, taken: Instant) 
         .or(stats.unused_kib)
         .and_then(|free| Some(stats.balloon_kib?.saturating_sub(free) >> 10));
     let gb = |bytes: u64| Bytes(bytes).as_gb();
+    let disk_used = in_use.or(stats.disk_allocation);
     Metrics {
         cpu: CpuMetrics {
             cores: cores.map(Cores::whole),
@@ -371,9 +384,8 @@ fn figures(stats: &DomainStats, before: Option<(Instant, u64)>, taken: Instant) 
         },
         disk: DiskMetrics {
             total_gb: stats.disk_capacity.map(gb),
-            used_gb: stats.disk_allocation.map(gb),
-            usage_percent: stats
-                .disk_allocation
+            used_gb: disk_used.map(gb),
+            usage_percent: disk_used
                 .zip(stats.disk_capacity)
                 .and_then(|(used, total)| percent(used as f64, total as f64)),
         },

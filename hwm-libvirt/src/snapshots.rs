@@ -112,6 +112,10 @@ impl<'a> Frozen<'a> {
             return None;
         }
         let frozen = Self { host, id };
+        // By an earlier call whose process was killed.
+        if agent::is_frozen(host, id) {
+            let _ = agent::thaw(host, id);
+        }
         match agent::freeze(host, id) {
             Ok(count) if count > 0 => Some(frozen),
             Ok(_) | Err(_) => None,
@@ -311,6 +315,10 @@ impl Snapshots for Libvirt {
                     // One that was begun and not recorded is only in the disk.
                     let (node, taken) = disk_node(host, id)?;
                     if host.snapshot_xml(id, &name)?.is_none() {
+                        // The call that began it may have been killed while the guest was frozen.
+                        if agent::is_frozen(host, id) {
+                            let _ = agent::thaw(host, id);
+                        }
                         if taken.contains(&name) {
                             let arguments = json!({ "device": node, "name": name });
                             monitor(host, id, "blockdev-snapshot-delete-internal-sync", arguments)?;

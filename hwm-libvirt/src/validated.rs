@@ -13,7 +13,7 @@ use hwm_core::units::Bytes;
 
 use crate::catalog::{Catalog, Guest, Image};
 use crate::domain::{Hypervisor, Plug, domain_xml};
-use crate::images::BaseImage;
+use crate::images::{BaseImage, Kept};
 use crate::machine::{Parts, Surroundings, domain, seed, seed_bytes};
 use crate::options::LibvirtOptions;
 use crate::seed::ClearPassword;
@@ -143,6 +143,10 @@ fn every_domain_and_volume_passes_libvirts_schema() {
                     let xml = put(folder.path(), "domain.xml", domain_xml(&spec).unwrap());
                     run("virt-xml-validate", &[&xml, "domain"]);
                     let base = BaseImage {
+                        kept: Kept {
+                            volume: "base".into(),
+                            record: "base.json".into(),
+                        },
                         path: "/base".into(),
                         format: image.format,
                         virtual_size: 1,
@@ -165,6 +169,8 @@ fn every_domain_and_volume_passes_libvirts_schema() {
 #[test]
 fn every_seed_is_understood_by_cloud_init_and_read_by_mtools() {
     let folder = tempfile::tempdir().unwrap();
+    let cloud_init =
+        std::env::var("HWM_TEST_CLOUD_INIT").expect("scripts/lab up libvirt sets HWM_TEST_CLOUD_INIT");
     for image in Catalog::built_in().unwrap().images() {
         for mode in [IpMode::Static, IpMode::Dhcp] {
             let workload = workload(image, mode, None, Vec::new());
@@ -187,12 +193,12 @@ fn every_seed_is_understood_by_cloud_init_and_read_by_mtools() {
                 "netplan",
             ];
             run(
-                "cloud-init",
+                &cloud_init,
                 &[&arguments[..], &["-d", out.to_str().unwrap()]].concat(),
             );
             if image.guest == Guest::Linux {
                 let user_data = put(folder.path(), "user-data", made.user_data.as_bytes());
-                let said = run("cloud-init", &["schema", "-c", &user_data]);
+                let said = run(&cloud_init, &["schema", "-c", &user_data]);
                 assert!(said.contains("Valid"), "{said}");
             }
             let bytes = seed_bytes(&workload, image, &options()).unwrap();

@@ -9,7 +9,7 @@ libvirt_install() {
   need libvirtd:libvirt-daemon-system virsh:libvirt-clients dnsmasq:dnsmasq-base ip:iproute2 unshare:util-linux \
     /usr/lib/x86_64-linux-gnu/libvirt/connection-driver/libvirt_driver_qemu.so:libvirt-daemon-driver-qemu \
     qemu-system-x86_64:qemu-system-x86 qemu-img:qemu-utils /usr/share/seabios/bios-256k.bin:seabios \
-    iptables:iptables ebtables:ebtables xmllint:libxml2-utils
+    iptables:iptables ebtables:ebtables xmllint:libxml2-utils mtype:mtools ssh:openssh-client
 }
 
 libvirt_setup() {
@@ -77,9 +77,23 @@ libvirt_ready() {
     vlans+=("$vlan=$(libvirt_net "$index")")
   done
   put HWM_TEST_VLAN_NETS "${vlans[*]}"
+  put HWM_TEST_CLOUD_INIT "$(libvirt_cloud_init)"
   # A copy where QEMU's user may read it.
   cp "$(guest_image)" "$dir/libvirt/images/guest.qcow2"
   put HWM_TEST_GUEST "$dir/libvirt/images/guest.qcow2"
+}
+
+# libvirt_cloud_init: cloud-init's own validators, unpacked: installed, it would set this machine up at its next boot.
+libvirt_cloud_init() {
+  local modules=/usr/lib/python3/dist-packages folder package wanted=()
+  for package in configobj jinja2 jsonpatch jsonschema netifaces oauthlib requests yaml; do
+    wanted+=("/usr/share/doc/python3-$package:python3-$package")
+  done
+  need python3:python3 "${wanted[@]}"
+  folder=$(unpacked cloud-init)
+  printf '#!/bin/sh\nPYTHONPATH=%s exec /usr/bin/python3 -m cloudinit.cmd.main "$@"\n' "$folder$modules" >"$dir/cloud-init"
+  chmod +x "$dir/cloud-init"
+  printf '%s\n' "$dir/cloud-init"
 }
 
 libvirt_uri() { printf 'qemu+unix:///system?socket=%s/libvirt/run/libvirt-sock\n' "$dir"; }

@@ -14,10 +14,12 @@
 //! ends by itself, and what it holds (`Hold`) is let go only then, so that the next call on the same machine
 //! does not overtake it.
 
+mod domains;
 mod error;
 mod ffi;
 mod host;
 mod stream;
+mod volumes;
 
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};

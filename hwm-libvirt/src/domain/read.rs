@@ -126,6 +126,47 @@ pub(crate) fn pool(xml: &str) -> Option<PoolSeen> {
     })
 }
 
+/// A disk, and the files that reading it reads.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct DiskFiles {
+    /// The disk's own file.
+    pub disk: String,
+    /// The files under it. A domain's disk reads itself, too: it may be an image, used as it is.
+    pub reads: Vec<String>,
+}
+
+/// What a volume is made on; none where it stands alone.
+pub(crate) fn volume_files(xml: &str) -> Option<DiskFiles> {
+    let document = Document::parse(xml).ok()?;
+    let volume = document.root_element();
+    Some(DiskFiles {
+        disk: text(volume, &["target", "path"])?,
+        reads: vec![text(volume, &["backingStore", "path"])?],
+    })
+}
+
+/// The disks of a domain.
+pub(crate) fn domain_files(xml: &str) -> Vec<DiskFiles> {
+    let Ok(document) = Document::parse(xml) else {
+        return Vec::new();
+    };
+    let disks = document.descendants().filter(|n| n.has_tag_name("disk"));
+    disks
+        .filter_map(|disk| {
+            let mut reads = disk
+                .descendants()
+                .filter(|n| n.has_tag_name("source"))
+                .filter_map(|source| source.attribute("file"))
+                .map(str::to_owned)
+                .peekable();
+            Some(DiskFiles {
+                disk: reads.peek()?.clone(),
+                reads: reads.collect(),
+            })
+        })
+        .collect()
+}
+
 /// Whether a snapshot holds memory.
 pub(crate) fn snapshot_memory(xml: &str) -> Option<bool> {
     let document = Document::parse(xml).ok()?;
