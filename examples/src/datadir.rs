@@ -78,27 +78,36 @@ impl DataDir {
         }
     }
 
-    /// The node's id: the one kept here, or `asked`, or a new one; kept from then on.
+    /// The node's id, as `node_id` has it.
     pub(crate) fn node_id(&self, asked: Option<&str>, env: &dyn Environment) -> Result<NodeId, Failure> {
-        if let Some(asked) = asked
-            && !is_node_id(asked)
-        {
-            return Err(Failure::NodeId(asked.to_owned()));
-        }
-        let path = self.join("node-id");
-        let made = || match asked {
-            Some(asked) => asked.to_owned(),
-            None => format!("node-{:012x}", env.random() >> 80),
-        };
-        let (kept, _) = keep(&path, || format!("{}\n", made()))?;
-        let kept = kept.trim();
-        match asked {
-            Some(asked) if asked != kept => Err(Failure::OtherNode {
-                kept: kept.to_owned(),
-                asked: asked.to_owned(),
-            }),
-            _ => Ok(NodeId::new(kept)),
-        }
+        node_id(&self.path, asked, env)
+    }
+}
+
+/// The id of the node whose data directory this is: the one kept there, or `asked`, or a new one; kept from then on.
+pub(crate) fn node_id(
+    data_dir: &Path,
+    asked: Option<&str>,
+    env: &dyn Environment,
+) -> Result<NodeId, Failure> {
+    if let Some(asked) = asked
+        && !is_node_id(asked)
+    {
+        return Err(Failure::NodeId(asked.to_owned()));
+    }
+    let path = data_dir.join("node-id");
+    let made = || match asked {
+        Some(asked) => asked.to_owned(),
+        None => format!("node-{:012x}", env.random() >> 80),
+    };
+    let (kept, _) = keep(&path, || format!("{}\n", made()))?;
+    let kept = kept.trim();
+    match asked {
+        Some(asked) if asked != kept => Err(Failure::OtherNode {
+            kept: kept.to_owned(),
+            asked: asked.to_owned(),
+        }),
+        _ => Ok(NodeId::new(kept)),
     }
 }
 

@@ -29,6 +29,50 @@ pub(crate) struct Cli {
 pub(crate) enum Command {
     /// Prints a token, signed with the shared secret of the data directory or of the environment
     Token(TokenRequest),
+    /// Looks after the images that machines are made from
+    Images(ImagesRequest),
+}
+
+/// What to do with images.
+#[derive(Debug, Args)]
+pub(crate) struct ImagesRequest {
+    #[command(subcommand)]
+    pub(crate) action: ImagesAction,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum ImagesAction {
+    /// Lists the images that are stored, and what they serve
+    List {
+        #[command(flatten)]
+        at: ImagesPlace,
+    },
+    /// Fetches images ahead of their first use; a download that was cut off is taken up again
+    Pull {
+        /// Their names in the catalogue
+        #[arg(required = true, value_name = "NAME")]
+        names: Vec<String>,
+        #[command(flatten)]
+        at: ImagesPlace,
+    },
+    /// Removes what no disk is made from and is not current: the catalogue has another version of it, or none
+    Prune {
+        /// Also what is current: it is fetched again when it is needed
+        #[arg(long)]
+        all: bool,
+        #[command(flatten)]
+        at: ImagesPlace,
+    },
+}
+
+/// Whose images, and where.
+#[derive(Debug, Args)]
+pub(crate) struct ImagesPlace {
+    #[command(flatten)]
+    pub(crate) images: Images,
+    /// The node's id [default: the one kept in the data directory]
+    #[arg(long, env = "HWM_NODE_ID", value_name = "ID")]
+    pub(crate) node_id: Option<String>,
 }
 
 /// Whom the token is for.
@@ -119,29 +163,17 @@ pub(crate) struct Serve {
     /// The container engine's address [default: the local socket]
     #[arg(long, env = "DOCKER_HOST", value_name = "URL")]
     pub(crate) docker_host: Option<String>,
-    /// The hypervisor's address
-    #[arg(
-        long,
-        env = "HWM_LIBVIRT_URI",
-        default_value = "qemu:///system",
-        value_name = "URI"
-    )]
-    pub(crate) libvirt_uri: String,
+    #[command(flatten)]
+    pub(crate) images: Images,
     /// How machines are virtualised; auto is kvm where it is proved to work, else qemu
     #[arg(long, env = "HWM_DOMAIN_TYPE", default_value = "auto")]
     pub(crate) domain_type: DomainType,
-    /// The catalogue of operating system images [default: the built-in one]
-    #[arg(long, env = "HWM_IMAGE_CATALOG", value_name = "FILE")]
-    pub(crate) image_catalog: Option<PathBuf>,
     /// The bridge that machines are on
     #[arg(long, env = "HWM_BRIDGE", default_value = "br0")]
     pub(crate) bridge: String,
     /// The bridge of a VLAN, where there is one per VLAN [default: {bridge}.{vlan}]
     #[arg(long, env = "HWM_VLAN_BRIDGE", value_name = "PATTERN")]
     pub(crate) vlan_bridge: Option<String>,
-    /// Where libvirt keeps images and disks [default: /var/lib/libvirt/images/hwm]
-    #[arg(long, env = "HWM_POOL_PATH", value_name = "DIR")]
-    pub(crate) pool_path: Option<String>,
     /// Let a guest that takes no other (Windows) read its password in clear text until it has booted
     #[arg(long, env = "HWM_CLEAR_PASSWORD", action = ArgAction::SetTrue, value_parser = FalseyValueParser::new())]
     pub(crate) clear_password: bool,
@@ -200,6 +232,28 @@ pub(crate) struct Serve {
     /// Simulated backends and the ten demo resources
     #[arg(long, env = "HWM_DEMO", action = ArgAction::SetTrue, value_parser = FalseyValueParser::new())]
     pub(crate) demo: bool,
+}
+
+/// Where the images of machines come from, and where they are kept.
+#[derive(Debug, Args)]
+pub(crate) struct Images {
+    /// The hypervisor's address
+    #[arg(
+        long,
+        env = "HWM_LIBVIRT_URI",
+        default_value = "qemu:///system",
+        value_name = "URI"
+    )]
+    pub(crate) libvirt_uri: String,
+    /// The catalogue of operating system images [default: the built-in one]
+    #[arg(long, env = "HWM_IMAGE_CATALOG", value_name = "FILE")]
+    pub(crate) image_catalog: Option<PathBuf>,
+    /// The storage pool for images and disks; made where it is missing
+    #[arg(long, env = "HWM_POOL", default_value = "hwm", value_name = "NAME")]
+    pub(crate) pool: String,
+    /// Where a pool that is missing is made, on the hypervisor's host [default: /var/lib/libvirt/images/POOL]
+    #[arg(long, env = "HWM_POOL_PATH", value_name = "DIR")]
+    pub(crate) pool_path: Option<String>,
 }
 
 /// Whose tokens are accepted.

@@ -8,6 +8,7 @@
 //! | `token` | whose tokens are accepted; `server token` |
 //! | `serve` | from the flags to a server that listens, and to its end |
 //! | `memory` | what is free goes back to the system |
+//! | `images` | `server images`: the images of machines |
 //! | `demo` | the ten demo resources |
 #![deny(unsafe_code)]
 
@@ -15,6 +16,7 @@ mod datadir;
 mod demo;
 mod failure;
 mod flags;
+mod images;
 mod memory;
 mod serve;
 mod token;
@@ -34,6 +36,7 @@ pub fn main() -> ExitCode {
     listen_to_traces();
     let done = match cli.command {
         Some(Command::Token(request)) => token::print(&cli.serve.keys, &cli.serve.data_dir, &request),
+        Some(Command::Images(request)) => images::run(&request, &cli.serve.data_dir),
         None => serve::run(cli.serve),
     };
     match done {

@@ -2,7 +2,7 @@
 
 mod containers;
 mod gpus;
-mod machines;
+pub(crate) mod machines;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

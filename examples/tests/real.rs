@@ -8,11 +8,10 @@ mod common;
 use std::collections::BTreeSet;
 use std::path::Path;
 use std::process::Command;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use common::{Client, Server, answer, data_dir, program, until};
+use common::churn::{self, Storm};
+use common::{Server, answer, data_dir, program, until};
 use hwm_core::env::{Environment, SystemEnvironment};
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
@@ -220,174 +219,41 @@ async fn a_web_server_lives_its_life_over_http() {
     assert_eq!(containers(&node), BTreeSet::new());
 }
 
-/// Which server is up at present, for clients that outlive servers.
-type Address = Arc<std::sync::Mutex<String>>;
-
-/// What one client made that it did not delete.
-#[derive(Default)]
-struct Kept {
-    acknowledged: BTreeSet<String>,
-    deleted: BTreeSet<String>,
-}
-
-/// Sends until a server answers.
-async fn persist(
-    client: &Client,
-    address: &Address,
-    send: impl Fn(&Client) -> reqwest::RequestBuilder,
-) -> (StatusCode, Value) {
-    loop {
-        let now = client.at(&address.lock().unwrap().clone());
-        match answer(send(&now)).await {
-            Ok((StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS, _)) | Err(_) => {
-                tokio::time::sleep(Duration::from_millis(100)).await;
-            }
-            Ok(answered) => return answered,
-        }
-    }
-}
-
-async fn churn(
-    number: usize,
-    client: Client,
-    address: Address,
-    over: Arc<AtomicBool>,
-    done: Arc<AtomicUsize>,
-) -> Kept {
-    let mut kept = Kept::default();
-    for round in 0.. {
-        let body = json!({
-            "name": format!("churn-{number}-{round}"),
-            "resourceType": "application-container",
-            "config": {
-                "type": "application-container",
-                "registry": "private",
-                "imageName": format!("{}/hwm-test/busybox", variable("HWM_TEST_REGISTRY_OPEN")),
-                "imageTag": "1",
-                "command": ["sleep", "100000"],
-                "networkMode": "none",
-            },
-        });
-        let key = format!("churn-{number}-{round}");
-        // Half of them wait, so that deletes meet what runs and what is being made.
-        let wait = if (number + round).is_multiple_of(2) {
-            "wait=1"
-        } else {
-            "respond-async"
-        };
-        let (status, made) = persist(&client, &address, |c| {
-            c.request(Method::POST, "/resources")
-                .header("idempotency-key", &key)
-                .header("prefer", wait)
-                .json(&body)
-        })
-        .await;
-        assert_eq!(status, StatusCode::CREATED, "{made}");
-        let id = made["_id"].as_str().unwrap().to_owned();
-        kept.acknowledged.insert(id.clone());
-        if over.load(Ordering::SeqCst) {
-            return kept;
-        }
-        let path = format!("/resources/{id}");
-        let (status, gone) = persist(&client, &address, |c| {
-            c.request(Method::DELETE, &path).header("prefer", wait)
-        })
-        .await;
-        assert!(
-            [StatusCode::OK, StatusCode::NOT_FOUND].contains(&status),
-            "{gone}"
-        );
-        kept.deleted.insert(id);
-        done.fetch_add(1, Ordering::SeqCst);
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    }
-    kept
+fn sleeper(number: usize, round: usize) -> Value {
+    json!({
+        "name": format!("churn-{number}-{round}"),
+        "resourceType": "application-container",
+        "config": {
+            "type": "application-container",
+            "registry": "private",
+            "imageName": format!("{}/hwm-test/busybox", variable("HWM_TEST_REGISTRY_OPEN")),
+            "imageTag": "1",
+            "command": ["sleep", "100000"],
+            "networkMode": "none",
+        },
+    })
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn twenty_kills_during_a_hundred_concurrent_creates_and_deletes_lose_and_leak_nothing() {
-    const CLIENTS: usize = 100;
-    const KILLS: usize = 20;
     let (_folder, data) = data_dir();
     let node = new_node();
     let _leftovers = Leftovers(node.clone());
-    let mut server = start(&data, &node);
-    let client = server.client(&data);
-    let address: Address = Arc::new(std::sync::Mutex::new(server.url.clone()));
-    let (over, done) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
-    let clients: Vec<_> = (0..CLIENTS)
-        .map(|n| {
-            tokio::spawn(churn(
-                n,
-                client.clone(),
-                address.clone(),
-                over.clone(),
-                done.clone(),
-            ))
-        })
-        .collect();
-
-    for _ in 0..KILLS {
-        let pause = 300 + SystemEnvironment.random() as u64 % 2400;
-        tokio::time::sleep(Duration::from_millis(pause)).await;
-        server.kill();
-        server = start(&data, &node);
-        address.lock().unwrap().clone_from(&server.url);
-    }
-    over.store(true, Ordering::SeqCst);
-    let mut kept = BTreeSet::new();
-    for client in clients {
-        let of_client = client.await.unwrap();
-        kept.extend(of_client.acknowledged.difference(&of_client.deleted).cloned());
-    }
-
-    let client = client.at(&server.url);
-    until("every operation has ended", Duration::from_secs(240), || async {
-        let operations = client.get("/operations?limit=200").await;
-        let all = client.resources().await;
-        let busy = ["queued", "deploying", "stopping"];
-        operations["data"]
-            .as_array()
-            .unwrap()
-            .iter()
-            .all(|o| o["finishedAt"].is_string())
-            && all.iter().all(|r| !busy.contains(&r["status"].as_str().unwrap()))
-    })
-    .await;
-    let all = client.resources().await;
-    let found: BTreeSet<String> = all
-        .iter()
-        .map(|r| r["_id"].as_str().unwrap().to_owned())
-        .collect();
-    assert_eq!(found, kept, "what was acknowledged is there, and nothing else");
-    for resource in &all {
-        assert_eq!(resource["status"], "running", "{resource}");
-    }
+    let storm = Storm {
+        clients: 100,
+        kills: 20,
+        patience: Duration::from_secs(240),
+    };
+    let (_server, client, found) = storm.rage(&data, || start(&data, &node), sleeper).await;
     let names: BTreeSet<String> = found.iter().map(|id| format!("hwm-{id}")).collect();
     assert_eq!(
         containers(&node),
         names,
         "the engine has a container for each, and no other"
     );
-    assert!(
-        done.load(Ordering::SeqCst) > 0,
-        "nothing was made and deleted between the kills"
-    );
-
-    for id in &found {
-        let (status, _) = client
-            .act(Method::DELETE, &format!("/resources/{id}"), None)
-            .await;
-        assert_eq!(status, StatusCode::OK);
-    }
+    churn::delete_all(&client, &found).await;
     until("nothing of ours is left", Duration::from_secs(60), || async {
         containers(&node).is_empty()
     })
     .await;
-    let claimed = &client.get("/nodes").await["data"][0]["claimed"];
-    assert_eq!(
-        claimed["cpuCores"].as_f64().unwrap() + claimed["ramMB"].as_f64().unwrap(),
-        0.0,
-        "{claimed}"
-    );
 }

@@ -32,17 +32,38 @@ pub(super) async fn choose(
 }
 
 #[cfg(feature = "libvirt")]
-mod real {
+pub(crate) mod real {
+    use std::path::PathBuf;
     use std::time::Duration;
 
+    use hwm_core::id::NodeId;
     use hwm_libvirt::{ClearPassword, DomainType, Libvirt, LibvirtOptions};
 
     use super::super::{Candidate, take_what_answers};
     use super::{Arc, Backend, Failure, Place, Rules};
     use crate::flags;
 
+    /// The folder of the data directory where downloads are kept until they are whole.
+    pub(crate) const IMAGE_CACHE: &str = "image-cache";
+
+    /// Where images come from and are kept; all else is the default.
+    pub(crate) fn images(flags: &flags::Images, node: &NodeId, cache: PathBuf) -> LibvirtOptions {
+        let path = || format!("/var/lib/libvirt/images/{}", flags.pool);
+        LibvirtOptions {
+            uri: flags.libvirt_uri.clone(),
+            image_catalog: flags.image_catalog.clone(),
+            pool: flags.pool.clone(),
+            pool_path: flags.pool_path.clone().unwrap_or_else(path),
+            cache_dir: cache,
+            ..LibvirtOptions::new(node.as_str())
+        }
+    }
+
     pub(super) fn asked(place: &Place<'_>, rules: &mut Rules) -> Result<Arc<dyn Backend>, Failure> {
-        tracing::info!("machines: libvirt at {}, as asked", place.flags.libvirt_uri);
+        tracing::info!(
+            "machines: libvirt at {}, as asked",
+            place.flags.images.libvirt_uri
+        );
         libvirt(place, rules)
     }
 
@@ -53,7 +74,7 @@ mod real {
         let candidate = Candidate {
             kind: "machines",
             name: "libvirt",
-            at: &place.flags.libvirt_uri,
+            at: &place.flags.images.libvirt_uri,
             // It proves whether KVM works before it answers.
             patience: Duration::from_secs(15),
             advice: "start it, name it with --libvirt-uri, or try --machines sim",
@@ -64,22 +85,16 @@ mod real {
     fn libvirt(place: &Place<'_>, rules: &mut Rules) -> Result<Arc<dyn Backend>, Failure> {
         let flags = place.flags;
         let mut options = LibvirtOptions {
-            uri: flags.libvirt_uri.clone(),
             bridge: flags.bridge.clone(),
-            image_catalog: flags.image_catalog.clone(),
-            cache_dir: place.data.folder("image-cache")?,
             domain_type: match flags.domain_type {
                 flags::DomainType::Auto => DomainType::Auto,
                 flags::DomainType::Kvm => DomainType::Kvm,
                 flags::DomainType::Qemu => DomainType::Qemu,
             },
-            ..LibvirtOptions::new(place.node.as_str())
+            ..images(&flags.images, place.node, place.data.folder(IMAGE_CACHE)?)
         };
         if let Some(pattern) = &flags.vlan_bridge {
             options.vlan_bridge.clone_from(pattern);
-        }
-        if let Some(path) = &flags.pool_path {
-            options.pool_path.clone_from(path);
         }
         if flags.clear_password {
             options.clear_password = ClearPassword::EraseAfterBoot;

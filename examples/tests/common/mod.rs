@@ -1,6 +1,8 @@
 //! A server as a child process, and a client for it.
 #![allow(dead_code, reason = "each test program uses a part of it")]
 
+pub(crate) mod churn;
+
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -142,6 +144,9 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("what the server said:\n{}", self.stderr());
+        }
         // It may have ended by itself.
         let _ = self.child.kill();
         let _ = self.child.wait();
