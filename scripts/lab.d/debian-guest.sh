@@ -64,6 +64,6 @@ debian_guest_build() {
   mkdir "$work/boot"
   cp "$root"/boot/vmlinuz-* "$work/boot/vmlinuz"
   cp "$root"/boot/initrd.img-* "$work/boot/initrd"
-  bootable_disk "$work" 127 1920 "$root" "root=LABEL=root ro console=tty0 console=ttyS0,115200 mitigations=off"
+  bootable_disk "$work" 127 1920 "$root" "root=LABEL=root ro console=tty0 console=ttyS0,115200 mitigations=off no_timer_check"
   : >"$work/done"
 }

@@ -3,12 +3,10 @@ import { check, equal } from './browser.mjs'
 
 const MACHINE = 'Demo CentOS Dev Environment'
 
-
-/** noVNC authenticates and shows the eight colour bars of the simulated screen. */
-export async function screens(browser) {
-  const where = await browser.ask('GET', `/resources/${await browser.id(MACHINE)}/console`)
+/** A page with noVNC on a console's answer, and the desktop's name. */
+export async function openScreen(browser, where) {
   equal(where.type, 'vnc', 'type')
-  const page = await browser.page('<body style="margin:0"><div id="screen" style="width:640px;height:400px"></div>')
+  const page = await browser.page('<body style="margin:0"><div id="screen" style="width:800px;height:600px"></div>')
   const name = await page.evaluate(async ({ url, password }) => {
     const { default: RFB } = await import('/modules/@novnc/novnc/core/rfb.js')
     return new Promise((resolve, reject) => {
@@ -18,6 +16,32 @@ export async function screens(browser) {
       rfb.addEventListener('disconnect', event => reject(new Error(`disconnected: ${JSON.stringify(event.detail)}`)))
     })
   }, where)
+  return { page, name }
+}
+
+/** A page with xterm.js on a serial line; `drawn()` in it answers what it shows. */
+export async function openLine(browser, url) {
+  const page = await browser.page(`<link rel="stylesheet" href="/modules/@xterm/xterm/css/xterm.css">
+    <body style="margin:0"><div id="line"></div>`)
+  await page.evaluate(async url => {
+    const { Terminal } = await import('/modules/@xterm/xterm/lib/xterm.mjs')
+    const terminal = new Terminal({ cols: 100, rows: 30 })
+    terminal.open(document.getElementById('line'))
+    const socket = new WebSocket(url)
+    socket.binaryType = 'arraybuffer'
+    socket.onmessage = event => terminal.write(new Uint8Array(event.data))
+    terminal.onData(typed => socket.send(typed))
+    terminal.focus()
+    const buffer = terminal.buffer.active
+    window.drawn = () => Array.from({ length: buffer.length }, (_, row) => buffer.getLine(row).translateToString(true)).join('\n')
+  }, url)
+  return page
+}
+
+/** noVNC authenticates and shows the eight colour bars of the simulated screen. */
+export async function screens(browser) {
+  const where = await browser.ask('GET', `/resources/${await browser.id(MACHINE)}/console`)
+  const { page, name } = await openScreen(browser, where)
   equal(name, MACHINE, "the desktop's name")
   const bars = await page.waitForFunction(() => {
     const canvas = document.querySelector('canvas')
@@ -36,20 +60,7 @@ export async function screens(browser) {
 export async function serialLines(browser) {
   const where = await browser.ask('GET', `/resources/${await browser.id(MACHINE)}/console?type=serial`)
   equal(where.type, 'serial', 'type')
-  const page = await browser.page(`<link rel="stylesheet" href="/modules/@xterm/xterm/css/xterm.css">
-    <body style="margin:0"><div id="line"></div>`)
-  await page.evaluate(async url => {
-    const { Terminal } = await import('/modules/@xterm/xterm/lib/xterm.mjs')
-    const terminal = new Terminal({ cols: 100, rows: 30 })
-    terminal.open(document.getElementById('line'))
-    const socket = new WebSocket(url)
-    socket.binaryType = 'arraybuffer'
-    socket.onmessage = event => terminal.write(new Uint8Array(event.data))
-    terminal.onData(typed => socket.send(typed))
-    terminal.focus()
-    const buffer = terminal.buffer.active
-    window.drawn = () => Array.from({ length: buffer.length }, (_, row) => buffer.getLine(row).translateToString(true)).join('\n')
-  }, where.url)
+  const page = await openLine(browser, where.url)
   const shows = text => page.waitForFunction(wanted => window.drawn().includes(wanted), text)
   await shows('login: ')
   await page.keyboard.type('centos\n')
