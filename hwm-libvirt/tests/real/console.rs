@@ -34,8 +34,13 @@ async fn the_serial_console_has_a_past_and_several_viewers() {
     let backend = &lab.backend;
     let mut one = backend.open(machine.id, ConsoleKind::Serial).await.unwrap();
     let past = read(&mut one, 20, |b| holds(b, "guest ready")).await;
+    // A new line, so that the prompt is written once more.
+    one.input.send(Input::Data(b"\n".to_vec())).await.unwrap();
     let mut two = backend.open(machine.id, ConsoleKind::Serial).await.unwrap();
     read(&mut two, 20, |b| holds(b, "guest ready")).await;
+    read(&mut one, 20, |b| holds(b, "login:")).await;
+    one.input.send(Input::Data(b"root\n".to_vec())).await.unwrap();
+    read(&mut one, 20, |b| holds(b, "# ")).await;
     one.input
         .send(Input::Data(b"echo sum=$((40+2))\n".to_vec()))
         .await

@@ -4,7 +4,9 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use hwm_core::backend::{Backend, Call, LogQuery, Observed, ObservedState, Workload};
+use hwm_core::backend::{
+    Backend, Call, Exec, ExecOutput, ExecRequest, LogQuery, Observed, ObservedState, Workload,
+};
 use hwm_core::config::{CloudInit, Config, IpMode, MachineConfig, NetworkConfig, NetworkKind};
 use hwm_core::id::ResourceId;
 use hwm_core::units::Bytes;
@@ -33,11 +35,14 @@ impl Lab {
     pub(crate) async fn with(name: &str, change: impl FnOnce(&mut LibvirtOptions)) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let catalog = folder.path().join("images.toml");
-        std::fs::write(
-            &catalog,
+        // Nothing boots from the second, and so it takes no CPU.
+        let empty = folder.path().join("empty.img");
+        std::fs::File::create(&empty).unwrap().set_len(1 << 20).unwrap();
+        let images = [
             guest_image("debian-12", &variable("HWM_TEST_GUEST"), "root"),
-        )
-        .unwrap();
+            guest_image("empty", empty.to_str().unwrap(), "root").replace("qcow2", "raw"),
+        ];
+        std::fs::write(&catalog, images.concat()).unwrap();
         let mut options = LibvirtOptions::new(format!("test-{name}-{}", std::process::id()));
         options.uri = variable("HWM_TEST_LIBVIRT_URI");
         options.bridge = variable("HWM_TEST_BRIDGE");
@@ -101,16 +106,47 @@ impl Lab {
 
     /// Creates and starts a machine and waits until its guest is up.
     pub(crate) async fn up(&self, workload: &Workload) {
-        self.backend
-            .create(&call(workload.generation), workload)
-            .await
-            .unwrap();
-        self.backend
-            .start(&call(workload.generation), workload)
-            .await
-            .unwrap();
+        self.begin(workload).await;
         self.said(workload.id, "guest ready", Duration::from_secs(120))
             .await;
+    }
+
+    /// Creates and starts a machine.
+    pub(crate) async fn begin(&self, workload: &Workload) {
+        let call = call(workload.generation);
+        self.backend.create(&call, workload).await.unwrap();
+        self.backend.start(&call, workload).await.unwrap();
+    }
+
+    /// Runs a command by the guest's agent; none where the agent does not answer.
+    pub(crate) async fn sh(&self, id: ResourceId, command: &str) -> Option<ExecOutput> {
+        let request = ExecRequest {
+            command: command.into(),
+            working_dir: None,
+            timeout: Duration::from_secs(20),
+            output_limit: 4096,
+        };
+        self.backend.run(id, request).await.ok()
+    }
+
+    /// What a command prints that must succeed.
+    pub(crate) async fn run(&self, id: ResourceId, command: &str) -> String {
+        let output = self.sh(id, command).await.expect("the agent answers");
+        assert_eq!(output.exit_code, 0, "{command}: {output:?}");
+        output.stdout.trim().to_owned()
+    }
+
+    /// What libvirt has that carries an id in its name.
+    pub(crate) fn traces(&self, id: &str) -> Vec<String> {
+        let uri = &self.options.uri;
+        virsh_at(uri, &["pool-refresh", &self.options.pool]);
+        let domains = virsh_at(uri, &["list", "--all", "--name"]);
+        let volumes = virsh_at(uri, &["vol-list", &self.options.pool]);
+        let lines = domains.lines().chain(volumes.lines());
+        lines
+            .filter(|line| line.contains(id))
+            .map(str::to_owned)
+            .collect()
     }
 
     /// Removes all machines and the pool, and looks that nothing is left.
@@ -144,6 +180,16 @@ impl Lab {
         virsh(&["pool-delete", pool]);
         virsh(&["pool-undefine", pool]);
     }
+}
+
+/// Some of `all`, evenly, and others each time: HWM_TEST_ROTATION says which. All of it with HWM_TEST_FULL.
+pub(crate) fn sampled<T: Clone>(all: &[T], wanted: usize) -> Vec<T> {
+    if std::env::var_os("HWM_TEST_FULL").is_some() {
+        return all.to_vec();
+    }
+    let rotation = std::env::var("HWM_TEST_ROTATION").map_or(0, |r| r.parse().expect("a number"));
+    let step = all.len().div_ceil(wanted).max(1);
+    all.iter().skip(rotation % step).step_by(step).cloned().collect()
 }
 
 pub(crate) fn guest_image(name: &str, path: &str, user: &str) -> String {

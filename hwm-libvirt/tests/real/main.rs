@@ -5,10 +5,16 @@
 
 mod conformance;
 mod console;
+mod cuts;
 mod faults;
 mod foreign;
+mod hostile;
 mod images;
 mod lab;
 mod lifecycle;
+mod network;
+mod privilege;
+mod proxy;
 mod running;
 mod snapshots;
+mod stubborn;

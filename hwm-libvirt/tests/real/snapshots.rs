@@ -1,9 +1,7 @@
 use std::time::{Duration, Instant};
 
-use hwm_core::backend::{
-    Backend, BackendErrorKind, Exec, ExecRequest, ObservedState, SnapshotSpec, Snapshots, StopOptions,
-};
-use hwm_core::id::{ResourceId, SnapshotId};
+use hwm_core::backend::{Backend, BackendErrorKind, ObservedState, SnapshotSpec, Snapshots, StopOptions};
+use hwm_core::id::SnapshotId;
 use hwm_core::snapshot::Consistency;
 
 use crate::lab::{Lab, call, new_id, virsh};
@@ -16,18 +14,6 @@ fn spec(memory: Option<bool>) -> SnapshotSpec {
     }
 }
 
-async fn run(lab: &Lab, id: ResourceId, command: &str) -> String {
-    let request = ExecRequest {
-        command: command.into(),
-        working_dir: None,
-        timeout: Duration::from_secs(20),
-        output_limit: 4096,
-    };
-    let output = lab.backend.run(id, request).await.unwrap();
-    assert_eq!(output.exit_code, 0, "{command}: {output:?}");
-    output.stdout.trim().to_owned()
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn a_machine_goes_back_to_what_it_was() {
     let lab = Lab::new("snap").await;
@@ -35,7 +21,8 @@ async fn a_machine_goes_back_to_what_it_was() {
     let id = machine.id;
     lab.up(&machine).await;
     let backend = &lab.backend;
-    run(&lab, id, "echo old >/disk/file; echo old >/tmp/file; sync").await;
+    lab.run(id, "echo old >/disk/file; echo old >/tmp/file; sync")
+        .await;
 
     let with_memory = spec(None);
     for _ in 0..2 {
@@ -46,7 +33,8 @@ async fn a_machine_goes_back_to_what_it_was() {
         assert_eq!(report.consistency, Consistency::Memory);
         println!("memory and disk: {report:?} in {:?}", begun.elapsed());
     }
-    run(&lab, id, "echo new >/disk/file; echo new >/tmp/file; sync").await;
+    lab.run(id, "echo new >/disk/file; echo new >/tmp/file; sync")
+        .await;
     let disk_only = spec(Some(false));
     let begun = Instant::now();
     let report = Snapshots::create(backend, &call(1), &machine, &disk_only)
@@ -55,7 +43,7 @@ async fn a_machine_goes_back_to_what_it_was() {
     println!("disk: {report:?} in {:?}", begun.elapsed());
     assert_eq!(report.consistency, Consistency::Filesystem);
     // Nothing stays frozen.
-    run(&lab, id, "echo newer >/disk/file; sync").await;
+    lab.run(id, "echo newer >/disk/file; sync").await;
     let mut listed = backend.list(id).await.unwrap();
     listed.sort();
     assert_eq!(listed, [with_memory.id, disk_only.id]);
@@ -64,23 +52,11 @@ async fn a_machine_goes_back_to_what_it_was() {
     assert!(backend.restore(&call(1), &machine, with_memory.id).await.unwrap());
     println!("went back in {:?}", begun.elapsed());
     assert_eq!(lab.state(id).await, Some(ObservedState::Running));
-    assert_eq!(run(&lab, id, "cat /disk/file /tmp/file").await, "old\nold");
+    assert_eq!(lab.run(id, "cat /disk/file /tmp/file").await, "old\nold");
 
     assert!(backend.restore(&call(1), &machine, disk_only.id).await.unwrap());
     let deadline = Instant::now() + Duration::from_secs(60);
-    while backend
-        .run(
-            id,
-            ExecRequest {
-                command: "true".into(),
-                working_dir: None,
-                timeout: Duration::from_secs(5),
-                output_limit: 10,
-            },
-        )
-        .await
-        .is_err()
-    {
+    while lab.sh(id, "true").await.is_none() {
         assert!(
             Instant::now() < deadline,
             "the guest never came up: {}",
@@ -88,7 +64,7 @@ async fn a_machine_goes_back_to_what_it_was() {
         );
         tokio::time::sleep(Duration::from_secs(1)).await;
     }
-    assert_eq!(run(&lab, id, "cat /disk/file").await, "new");
+    assert_eq!(lab.run(id, "cat /disk/file").await, "new");
 
     for _ in 0..2 {
         backend.delete(&call(1), id, with_memory.id).await.unwrap();
