@@ -285,13 +285,15 @@ impl Inner {
     }
 
     async fn network(&self) -> Result<HostNetwork> {
-        let node = self.ask("asking libvirt's version", |host| host.node()).await?;
+        let libvirt = self
+            .ask("asking libvirt's version", |host| host.library_version())
+            .await?;
         Ok(if self.options.is_local() {
-            HostNetwork::look(Path::new("/sys/class/net"), node.library_version)
+            HostNetwork::look(Path::new("/sys/class/net"), libvirt)
         } else {
             HostNetwork {
                 bridges: None,
-                libvirt: node.library_version,
+                libvirt,
             }
         })
     }

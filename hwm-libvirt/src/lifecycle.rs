@@ -62,15 +62,16 @@ impl Place {
         if host.named_domain_xml(&name)?.is_some() {
             return Ok(Found::Foreign(format!("the domain {name}")));
         }
-        if self.has_marked_seed(host)? {
+        let names = self.volumes();
+        let there = host.which_volumes(&self.pool, &names)?;
+        let has_seed = there.last().copied().unwrap_or(false);
+        if has_seed && self.is_marked(host)? {
             return Ok(Found::Volumes);
         }
-        for name in self.volumes() {
-            if host.volume_facts(&self.pool, &name)?.is_some() {
-                return Ok(Found::Foreign(format!("the volume {name} in pool {}", self.pool)));
-            }
+        match names.iter().zip(there).find(|(_, there)| *there) {
+            Some((name, _)) => Ok(Found::Foreign(format!("the volume {name} in pool {}", self.pool))),
+            None => Ok(Found::Nothing),
         }
-        Ok(Found::Nothing)
     }
 
     fn is_ours(&self, tag: &Tag) -> bool {
@@ -83,11 +84,13 @@ impl Place {
     }
 
     fn has_marked_seed(&self, host: &Host) -> Result<bool> {
-        let name = seed_name(self.id);
-        if host.volume_facts(&self.pool, &name)?.is_none() {
-            return Ok(false);
-        }
-        let bytes = host.download(&self.pool, &name, MARKER_OFFSET, MARKER_BYTES)?;
+        let there = host.which_volumes(&self.pool, &[seed_name(self.id)])?;
+        Ok(there == [true] && self.is_marked(host)?)
+    }
+
+    /// Whether the seed, which is there, says that it is ours.
+    fn is_marked(&self, host: &Host) -> Result<bool> {
+        let bytes = host.download(&self.pool, &seed_name(self.id), MARKER_OFFSET, MARKER_BYTES)?;
         let marker = Marker::parse(&bytes);
         Ok(marker.is_some_and(|m| m.owner == self.owner && m.resource == self.id))
     }
@@ -101,43 +104,45 @@ impl Place {
 
     /// Makes what is missing of a machine.
     pub(crate) fn make(&self, host: &Host, parts: &Parts, seed: &[u8], generation: u64) -> Result<()> {
-        let define = match self.find(host)? {
+        let (define, has_parts) = match self.find(host)? {
             Found::Foreign(what) => return Err(Self::conflict(&what)),
             Found::Domain(_, tag) if tag.generation > generation => return Err(superseded()),
-            Found::Domain(..) => false,
-            Found::Volumes | Found::Nothing => true,
+            Found::Domain(..) => (false, true),
+            Found::Volumes => (true, true),
+            Found::Nothing => (true, false),
         };
         if define {
             host.define(&parts.domain)?;
         }
-        self.write_seed(host, &parts.seed, seed)?;
-        let is_new = self.make_volume(host, &disk_name(self.id), &parts.disk)?;
-        if is_new && !parts.base.holds(host, &self.pool)? {
-            host.delete_volume(&self.pool, &disk_name(self.id))?;
-            return Err(Fault::new(FaultKind::Gone, "its image was removed meanwhile"));
+        let (seed_name, disk_name, log_name) =
+            (seed_name(self.id), disk_name(self.id), console_log_name(self.id));
+        let there = if has_parts {
+            host.which_volumes(&self.pool, &[seed_name.clone(), disk_name.clone(), log_name])?
+        } else {
+            vec![false; 3]
+        };
+        let [has_seed, has_disk, has_log] = there[..] else {
+            return Err(Fault::other("the volumes cannot be told apart"));
+        };
+        if !has_seed {
+            host.create_volume(&self.pool, &parts.seed)?;
         }
-        self.make_volume(host, &console_log_name(self.id), &parts.console_log)?;
+        // A seed that is whole stays as it is.
+        if !has_seed || !self.is_marked(host)? {
+            let mut bytes = seed;
+            host.upload(&self.pool, &seed_name, seed.len() as u64, &mut bytes)?;
+        }
+        if !has_disk {
+            host.create_volume(&self.pool, &parts.disk)?;
+            if !parts.base.holds(host, &self.pool)? {
+                host.delete_volume(&self.pool, &disk_name)?;
+                return Err(Fault::new(FaultKind::Gone, "its image was removed meanwhile"));
+            }
+        }
+        if !has_log {
+            host.create_volume(&self.pool, &parts.console_log)?;
+        }
         Ok(())
-    }
-
-    /// Answers whether it is new.
-    fn make_volume(&self, host: &Host, name: &str, xml: &str) -> Result<bool> {
-        let is_new = host.volume_facts(&self.pool, name)?.is_none();
-        if is_new {
-            host.create_volume(&self.pool, xml)?;
-        }
-        Ok(is_new)
-    }
-
-    /// A seed that is whole stays as it is.
-    fn write_seed(&self, host: &Host, xml: &str, seed: &[u8]) -> Result<()> {
-        if self.has_marked_seed(host)? {
-            return Ok(());
-        }
-        let name = seed_name(self.id);
-        self.make_volume(host, &name, xml)?;
-        let mut bytes = seed;
-        host.upload(&self.pool, &name, seed.len() as u64, &mut bytes)
     }
 
     /// Defines the domain as the workload now wants it, and starts it.

@@ -62,7 +62,7 @@ pub(crate) fn inspect(head: &[u8], size: u64, format: ImageFormat) -> Result<Ins
 }
 
 fn disguise(head: &[u8]) -> Option<&'static str> {
-    const SIGNS: [(usize, &[u8], &str); 10] = [
+    const SIGNS: [(usize, &[u8], &str); 13] = [
         (0, b"QFI\xfb", "qcow2"),
         (0, b"QED\0", "qed"),
         (0, b"KDMV", "vmdk"),
@@ -71,6 +71,9 @@ fn disguise(head: &[u8]) -> Option<&'static str> {
         (0, b"vhdxfile", "vhdx"),
         (0, b"conectix", "vhd"),
         (0, b"WithoutFreeSpace", "parallels"),
+        (0, b"WithouFreSpacExt", "parallels"),
+        (0, b"Bochs Virtual HD Image", "bochs"),
+        (0, b"#!/bin/sh\n#V2.0 Format", "cloop"),
         (0, b"LUKS\xba\xbe", "luks"),
         (64, b"\x7f\x10\xda\xbe", "vdi"),
     ];

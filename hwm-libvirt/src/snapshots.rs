@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use crate::agent;
 use crate::backend::{Libvirt, hold};
 use crate::catalog::Bus;
-use crate::connection::{Fault, FaultKind, Host};
+use crate::connection::{DomainState, Fault, FaultKind, Host};
 use crate::domain::{
     DomainSeen, METADATA_NAMESPACE, Tag, disk_name, disk_snapshot_record_xml, domain_name, snapshot_memory,
     snapshot_xml, tag_xml,
@@ -144,7 +144,7 @@ fn take(place: &Place, host: &Host, spec: &SnapshotSpec, ram: Bytes) -> Faulty<S
     let id = place.id;
     let (seen, _) = found(place, host)?;
     let name = spec.id.to_string();
-    let is_up = place.is_up(host)?;
+    let is_up = host.state(id)? == Some(DomainState::Up);
     if let Some(xml) = host.snapshot_xml(id, &name)? {
         // It was taken by an earlier call. How the file systems were is not recorded, so the least is said.
         let consistency = match (snapshot_memory(&xml), is_up) {

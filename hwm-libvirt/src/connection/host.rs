@@ -161,6 +161,10 @@ impl Host {
         })
     }
 
+    pub(crate) fn library_version(&self) -> Result<u32> {
+        Ok(self.connect.get_lib_version()?)
+    }
+
     /// What domains of this type can be; none where the host has no such type.
     pub(crate) fn domain_capabilities(&self, hypervisor: &str) -> Result<Option<String>> {
         let asked =

@@ -86,6 +86,13 @@ impl Host {
         }))
     }
 
+    /// Which of these volumes there are.
+    pub(crate) fn which_volumes(&self, pool: &str, names: &[String]) -> Result<Vec<bool>> {
+        let pool = self.pool(pool)?;
+        let is_there = |name: &String| Ok(optional(StorageVol::lookup_by_name(&pool, name))?.is_some());
+        names.iter().map(is_there).collect()
+    }
+
     pub(crate) fn resize_volume(&self, pool: &str, name: &str, bytes: u64) -> Result<()> {
         self.volume(pool, name)?.resize(bytes, 0)?;
         Ok(())

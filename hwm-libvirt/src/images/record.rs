@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{BaseImage, Shared, error};
 use crate::catalog::{Image, ImageFormat};
-use crate::connection::{Fault, Host};
+use crate::connection::{Fault, FaultKind, Host};
 use crate::domain::{VolumeSpec, volume_xml};
 
 const RECORD_BYTES: u64 = 4096;
@@ -42,7 +42,7 @@ impl Kept {
             Content::Nothing | Content::Foreign => return Ok(false),
         };
         let stays = record.ready && !record.retiring && record.volume == self.volume;
-        Ok(stays && host.volume_facts(pool, &self.volume)?.is_some())
+        Ok(stays && host.which_volumes(pool, std::slice::from_ref(&self.volume))? == [true])
     }
 }
 
@@ -56,10 +56,11 @@ pub(super) enum Content {
 }
 
 pub(super) fn read(host: &Host, pool: &str, name: &str) -> std::result::Result<Content, Fault> {
-    if host.volume_facts(pool, name)?.is_none() {
-        return Ok(Content::Nothing);
-    }
-    let bytes = host.download(pool, name, 0, RECORD_BYTES)?;
+    let bytes = match host.download(pool, name, 0, RECORD_BYTES) {
+        Ok(bytes) => bytes,
+        Err(fault) if fault.kind == FaultKind::NotFound => return Ok(Content::Nothing),
+        Err(fault) => return Err(fault),
+    };
     let end = bytes.iter().position(|b| *b == 0).unwrap_or(bytes.len());
     Ok(match serde_json::from_slice(&bytes[..end]) {
         Ok(record) => Content::Record(record),
