@@ -124,6 +124,7 @@ impl Core {
             BackendErrorKind::Unavailable
             | BackendErrorKind::Unsupported
             | BackendErrorKind::NotFound
+            | BackendErrorKind::NotRunning
             | BackendErrorKind::Invalid
             | BackendErrorKind::Denied
             | BackendErrorKind::NoSpace
