@@ -1,113 +1,14 @@
-//! The server on a real engine, with nothing but an HTTP client: the walk of the README, and kills.
-//!
-//! Reads `HWM_TEST_DOCKER_HOST` and `HWM_TEST_REGISTRY_OPEN`; `scripts/lab up docker registry` makes both.
-#![allow(clippy::unwrap_used, reason = "what a test cannot go on without ends it")]
-
-mod common;
+//! The walk of the README, and kills.
 
 use std::collections::BTreeSet;
-use std::path::Path;
-use std::process::Command;
 use std::time::Duration;
 
-use common::churn::{self, Storm};
-use common::{Server, answer, data_dir, program, until};
-use hwm_core::env::{Environment, SystemEnvironment};
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 
-fn variable(name: &str) -> String {
-    std::env::var(name).unwrap_or_else(|_| {
-        panic!("{name} is not set: run `scripts/lab up docker registry --dir DIR` and read DIR/env")
-    })
-}
-
-fn start(data: &Path, node: &str) -> Server {
-    let mut command = program();
-    command.args(["--node-id", node]);
-    command.args([
-        "--listen",
-        "127.0.0.1:0",
-        "--containers",
-        "docker",
-        "--caller-rate",
-        "0",
-    ]);
-    command.arg("--docker-host").arg(variable("HWM_TEST_DOCKER_HOST"));
-    command.arg("--data-dir").arg(data);
-    Server::spawn(&mut command)
-}
-
-/// The names of the containers that carry our label, whatever they do.
-fn containers(node: &str) -> BTreeSet<String> {
-    let label = format!("label=io.hwm.owner={node}");
-    let output = Command::new("docker")
-        .args([
-            "-H",
-            &variable("HWM_TEST_DOCKER_HOST"),
-            "ps",
-            "-a",
-            "--format",
-            "{{.Names}}",
-        ])
-        .args(["--filter", &label])
-        .output()
-        .unwrap();
-    assert!(
-        output.status.success(),
-        "{}",
-        String::from_utf8_lossy(&output.stderr)
-    );
-    String::from_utf8(output.stdout)
-        .unwrap()
-        .lines()
-        .map(str::to_owned)
-        .collect()
-}
-
-/// A node id of this test run's own, and so an owner label.
-fn new_node() -> String {
-    format!("test-{:016x}", SystemEnvironment.random() as u64)
-}
-
-/// Removes what a test that failed left, and nothing else.
-struct Leftovers(String);
-
-impl Drop for Leftovers {
-    fn drop(&mut self) {
-        let host = variable("HWM_TEST_DOCKER_HOST");
-        for name in containers(&self.0) {
-            // What is still there then, `scripts/lab leaks` reports.
-            let _ = Command::new("docker")
-                .args(["-H", &host, "rm", "-f", &name])
-                .output();
-        }
-    }
-}
-
-fn web(name: &str, host_port: u16) -> Value {
-    json!({
-        "name": name,
-        "resourceType": "application-container",
-        "config": {
-            "type": "application-container",
-            "registry": "private",
-            "imageName": format!("{}/hwm-test/httpd", variable("HWM_TEST_REGISTRY_OPEN")),
-            "imageTag": "1",
-            "containerPorts": [{ "containerPort": 8080, "hostPort": host_port }],
-            "cpuCores": 0.5,
-            "ramLimit": 0.125,
-        },
-    })
-}
-
-fn free_port() -> u16 {
-    std::net::TcpListener::bind("127.0.0.1:0")
-        .unwrap()
-        .local_addr()
-        .unwrap()
-        .port()
-}
+use crate::common::churn::{self, Storm};
+use crate::common::{answer, data_dir, until};
+use crate::lab::{Leftovers, containers, free_port, new_node, start, variable, web};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_web_server_lives_its_life_over_http() {
