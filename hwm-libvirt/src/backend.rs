@@ -1,9 +1,8 @@
-//! The backend: who may act on which machine when, and the trait's methods.
+//! The backend: what its parts share, and the trait's methods.
 
-use std::collections::{HashMap, VecDeque};
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use hwm_core::backend::{
@@ -11,32 +10,26 @@ use hwm_core::backend::{
     Facets, LogLine, LogQuery, Observed, Result, StopOptions, Stream, Workload,
 };
 use hwm_core::config::{Config, IpMode, MachineConfig, ResourceType};
-use hwm_core::error::Violation;
 use hwm_core::id::{BackendName, ResourceId};
 use hwm_core::ledger::Capacity;
 use hwm_core::metrics::Metrics;
 use hwm_core::units::{Bytes, Cores};
-use tokio::sync::{OwnedMutexGuard, broadcast, watch};
+use tokio::sync::{broadcast, watch};
 
-use crate::catalog::{Catalog, Firmware, Image, ImageSource};
-use crate::connection::{Connection, ConnectionEvent, Fault, Hold};
+use crate::catalog::{Catalog, Image};
+use crate::connection::{Connection, ConnectionEvent, Fault};
 use crate::console::SerialHubs;
-use crate::domain::{
-    HostCapabilities, Hypervisor, PoolSeen, domain_name, domain_xml, host_capabilities, pool, pool_xml,
-};
+use crate::domain::{Hypervisor, PoolSeen, domain_name, domain_xml, pool, pool_xml};
 use crate::images::{Images, StoredImage};
-use crate::lifecycle::{FIRST_BOOT, Place, Start};
+use crate::lifecycle::{Place, Start};
 use crate::machine::{self, Parts, Surroundings};
 use crate::network::HostNetwork;
 use crate::observe::Observations;
 use crate::options::LibvirtOptions;
+use crate::turns::{Turns, hold};
 
 /// How long a call may take that only asks.
 pub(crate) const QUICK: Duration = Duration::from_secs(15);
-/// How often a machine on its way down is looked at, besides libvirt's events.
-const STOP_POLL: Duration = Duration::from_millis(500);
-/// How many removed machines keep their generation, against creates that come late.
-const REMEMBERED: usize = 4096;
 
 /// Machines on libvirt; clones are the same backend.
 #[derive(Clone)]
@@ -51,27 +44,13 @@ pub(crate) struct Inner {
     pub(crate) observations: Observations,
     pub(crate) hubs: SerialHubs,
     pub(crate) journal: crate::logs::JournalCell,
-    turns: Mutex<Turns>,
+    pub(crate) turns: Mutex<Turns>,
     pool: Mutex<Option<PoolSeen>>,
     hypervisor: tokio::sync::OnceCell<Hypervisor>,
     /// Hints of our own, beside libvirt's events.
     pub(crate) hints: broadcast::Sender<BackendEvent>,
     /// Changes when anything happens on the connection.
     pub(crate) happenings: watch::Sender<u64>,
-}
-
-/// Who acts on which machine, and the newest generation seen of each.
-#[derive(Default)]
-struct Turns {
-    machines: HashMap<ResourceId, Arc<tokio::sync::Mutex<u64>>>,
-    removed: VecDeque<ResourceId>,
-}
-
-/// The right to change a machine; let go when the last call made under it has ended.
-pub(crate) type Turn = Arc<OwnedMutexGuard<u64>>;
-
-pub(crate) fn hold(turn: &Turn) -> Hold {
-    Some(turn.clone())
 }
 
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -183,38 +162,6 @@ impl Inner {
         }
     }
 
-    /// Waits until nobody else changes the machine, and refuses what comes late.
-    pub(crate) async fn turn(&self, call: &Call, id: ResourceId, doing: &str) -> Result<Turn> {
-        let machine = lock(&self.turns).machines.entry(id).or_default().clone();
-        let busy = || {
-            BackendError::new(
-                BackendErrorKind::Timeout,
-                doing,
-                "an earlier call on the machine has not ended",
-            )
-        };
-        let mut newest = tokio::time::timeout(call.timeout, machine.lock_owned())
-            .await
-            .map_err(|_| busy())?;
-        if call.generation < *newest {
-            let late = "a newer generation of the machine was seen";
-            return Err(BackendError::new(BackendErrorKind::Superseded, doing, late));
-        }
-        *newest = call.generation;
-        Ok(Arc::new(newest))
-    }
-
-    fn forget_turn(&self, id: ResourceId) {
-        let mut turns = lock(&self.turns);
-        turns.removed.push_back(id);
-        if turns.removed.len() > REMEMBERED
-            && let Some(oldest) = turns.removed.pop_front()
-            && !turns.removed.contains(&oldest)
-        {
-            turns.machines.remove(&oldest);
-        }
-    }
-
     /// Runs a call that only asks.
     pub(crate) async fn ask<T: Send + 'static>(
         &self,
@@ -277,14 +224,14 @@ impl Inner {
             })
     }
 
-    async fn hypervisor(&self) -> Result<Hypervisor> {
+    pub(crate) async fn hypervisor(&self) -> Result<Hypervisor> {
         self.hypervisor
             .get_or_try_init(|| crate::kvm::choose(&self.connection, self.options.domain_type))
             .await
             .copied()
     }
 
-    async fn network(&self) -> Result<HostNetwork> {
+    pub(crate) async fn network(&self) -> Result<HostNetwork> {
         let libvirt = self
             .ask("asking libvirt's version", |host| host.library_version())
             .await?;
@@ -533,149 +480,5 @@ impl Backend for Libvirt {
 
     async fn metrics(&self, ids: &[ResourceId]) -> Result<Vec<(ResourceId, Metrics)>> {
         self.inner.metrics(ids).await
-    }
-}
-
-impl Inner {
-    /// Takes the clear password out of the seed once the guest has had the time to read it. Where this process ends
-    /// before, the next start does.
-    fn erase_password_later(self: &Arc<Self>, id: ResourceId, seed: Arc<zeroize::Zeroizing<Vec<u8>>>) {
-        let inner = Arc::downgrade(self);
-        tokio::spawn(async move {
-            tokio::time::sleep(FIRST_BOOT).await;
-            let Some(inner) = inner.upgrade() else { return };
-            let place = inner.place(id);
-            let erased = inner
-                .ask("erasing a password from a seed", move |host| {
-                    place.erase_password(host, &seed)
-                })
-                .await;
-            if let Err(error) = erased {
-                tracing::warn!(%error, %id, "the seed still holds a password; the next start erases it");
-            }
-        });
-    }
-
-    /// Presses the power button and waits; answers whether the machine is down. Guests that are still booting miss
-    /// the button, so it is pressed again.
-    async fn shut_down(&self, doing: &str, turn: &Turn, id: ResourceId, grace: Duration) -> Result<bool> {
-        let deadline = Instant::now() + grace;
-        let mut press_at = Instant::now();
-        let mut pause = Duration::from_secs(2);
-        let mut happenings = self.happenings.subscribe();
-        loop {
-            happenings.mark_unchanged();
-            let press = Instant::now() >= press_at;
-            if press {
-                press_at = Instant::now() + pause;
-                pause = (pause * 2).min(Duration::from_secs(15));
-            }
-            let place = self.place(id);
-            let is_up = self
-                .connection
-                .run(doing, QUICK, hold(turn), move |host| {
-                    let is_up = place.is_up(host)?;
-                    if is_up && press {
-                        // It may go down between the two.
-                        let _ = host.press_power(id);
-                    }
-                    Ok(is_up)
-                })
-                .await?;
-            if !is_up {
-                return Ok(true);
-            }
-            let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return Ok(false);
-            }
-            let _ = tokio::time::timeout(STOP_POLL.min(left), happenings.changed()).await;
-        }
-    }
-
-    async fn check_machine(
-        &self,
-        planned: &Workload,
-        config: &MachineConfig,
-        violations: &mut Vec<Violation>,
-    ) -> Result<()> {
-        let Some(image) = self.images.catalog().find(&config.os_image).cloned() else {
-            let known: Vec<&str> = self
-                .images
-                .catalog()
-                .images()
-                .iter()
-                .map(|i| i.name.as_str())
-                .collect();
-            violations.push(Violation::new(
-                "config.osImage",
-                format!(
-                    "this node has no image {:?}; it has {}",
-                    config.os_image,
-                    known.join(", ")
-                ),
-            ));
-            return Ok(());
-        };
-        self.pool().await?;
-        if image.source == ImageSource::Operator && self.images.known(image.name.as_str()).is_none() {
-            violations.push(Violation::new(
-                "config.osImage",
-                format!(
-                    "image {} has to be supplied by the operator of this node",
-                    image.name
-                ),
-            ));
-        }
-        if let Some(base) = self.images.known(image.name.as_str())
-            && base.virtual_size > config.disk.0
-        {
-            violations.push(Violation::new(
-                "config.diskGB",
-                format!(
-                    "image {} needs at least {}",
-                    image.name,
-                    base.virtual_size.div_ceil(1 << 30)
-                ),
-            ));
-        }
-        if let Err(error) = machine::seed(planned.id, &planned.name, config, &image, &self.options) {
-            violations.push(machine::seed_violation(config, &error));
-        }
-        if let Err(refusal) = self
-            .network()
-            .await?
-            .plug(&self.options, config.network_config.vlan_id)
-        {
-            let field = match refusal {
-                crate::network::Refusal::NoBridge(_) => "config.networkConfig.mode",
-                crate::network::Refusal::NoVlan { .. } => "config.networkConfig.vlanId",
-            };
-            violations.push(Violation::new(field, refusal.to_string()));
-        }
-        if image.firmware == Firmware::Uefi || image.tpm {
-            let hypervisor = self.hypervisor().await?;
-            let asked = self.ask("asking what QEMU can do", move |host| {
-                host.domain_capabilities(hypervisor.as_str())
-            });
-            let can: HostCapabilities = asked
-                .await?
-                .as_deref()
-                .and_then(host_capabilities)
-                .unwrap_or_default();
-            if image.firmware == Firmware::Uefi && !can.firmware.contains("efi") {
-                violations.push(Violation::new(
-                    "config.osImage",
-                    "it needs UEFI: install ovmf on the host",
-                ));
-            }
-            if image.tpm && !can.tpm {
-                violations.push(Violation::new(
-                    "config.osImage",
-                    "it needs a TPM: install swtpm on the host",
-                ));
-            }
-        }
-        Ok(())
     }
 }

@@ -20,6 +20,7 @@
 mod agent;
 mod backend;
 mod catalog;
+mod check;
 mod connection;
 mod console;
 mod domain;
@@ -37,6 +38,8 @@ mod options;
 mod qcow2;
 mod seed;
 mod snapshots;
+mod stop;
+mod turns;
 mod usage;
 
 pub use backend::Libvirt;

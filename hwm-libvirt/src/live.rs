@@ -4,13 +4,14 @@ use async_trait::async_trait;
 use hwm_core::backend::{BackendError, BackendErrorKind, Call, LiveUpdate, Result, Workload};
 use hwm_core::config::{Config, MachineConfig};
 
-use crate::backend::{Libvirt, hold};
+use crate::backend::Libvirt;
 use crate::catalog::Bus;
 use crate::connection::{Fault, FaultKind};
 use crate::domain::{METADATA_NAMESPACE, Tag, disk_name, domain_name, tag_xml};
 use crate::lifecycle::Found;
 use crate::machine;
 use crate::options::LibvirtOptions;
+use crate::turns::hold;
 
 /// Whether the change can be made while the machine runs. What was applied holds no secrets, only marks of them.
 fn is_live(from: &Config, to: &Config, options: &LibvirtOptions) -> bool {

@@ -13,7 +13,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use crate::agent;
-use crate::backend::{Libvirt, hold};
+use crate::backend::Libvirt;
 use crate::catalog::Bus;
 use crate::connection::{DomainState, Fault, FaultKind, Host};
 use crate::domain::{
@@ -21,6 +21,7 @@ use crate::domain::{
     snapshot_xml, tag_xml,
 };
 use crate::lifecycle::{Found, Place};
+use crate::turns::hold;
 
 type Faulty<T> = std::result::Result<T, Fault>;
 

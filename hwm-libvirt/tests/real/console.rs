@@ -110,7 +110,7 @@ async fn the_screen_speaks_rfb_behind_a_password_that_changes() {
         tokio::time::timeout(Duration::from_secs(5), ended).await.unwrap();
     }
     let gone = backend.open(machine.id, ConsoleKind::Vnc).await.unwrap_err();
-    assert_eq!(gone.kind, BackendErrorKind::NotFound);
+    assert_eq!(gone.kind, BackendErrorKind::NotRunning);
     hwm_core::backend::Backend::start(backend, &call(1), &machine)
         .await
         .unwrap();
@@ -121,6 +121,6 @@ async fn the_screen_speaks_rfb_behind_a_password_that_changes() {
         .unwrap();
     assert_ne!(again, password);
     let none = backend.open(new_id(), ConsoleKind::Serial).await.unwrap_err();
-    assert_eq!(none.kind, BackendErrorKind::NotFound);
+    assert_eq!(none.kind, BackendErrorKind::NotRunning);
     lab.clean().await;
 }

@@ -6,6 +6,7 @@
 mod conformance;
 mod console;
 mod cuts;
+mod drift;
 mod faults;
 mod foreign;
 mod hostile;
@@ -15,6 +16,7 @@ mod lifecycle;
 mod network;
 mod privilege;
 mod proxy;
+mod remote;
 mod running;
 mod snapshots;
 mod stubborn;
