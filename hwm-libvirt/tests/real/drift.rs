@@ -68,7 +68,7 @@ async fn whatever_others_do_is_seen_and_mended_or_left() {
     let lab = Lab::new("deeds").await;
     let numbers: Vec<usize> = (0..SCRIPTS).collect();
     let (mut mended, mut left) = (0, 0);
-    for number in sampled(&numbers, 14) {
+    for number in sampled(&numbers, 10) {
         let deeds = script(number);
         let mut machine = lab.machine();
         config(&mut machine).os_image = "empty".into();

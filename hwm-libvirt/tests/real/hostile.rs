@@ -54,7 +54,7 @@ fn make(folder: &Path) -> Vec<(&'static str, &'static str)> {
         (
             "encrypted",
             "qcow2",
-            "-f qcow2 --object secret,id=s,data=s -o encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10 1M",
+            "-f qcow2 --object secret,id=s,data=s -o encrypt.format=aes,encrypt.key-secret=s 1M",
         ),
         ("disguised-qcow2", "raw", "-f qcow2 1M"),
         ("disguised-backing", "raw", "-f qcow2 -b canary -F raw"),
@@ -69,11 +69,6 @@ fn make(folder: &Path) -> Vec<(&'static str, &'static str)> {
         ("disguised-vpc", "raw", "-f vpc 1M"),
         ("disguised-vdi", "raw", "-f vdi 1M"),
         ("disguised-parallels", "raw", "-f parallels 1M"),
-        (
-            "disguised-luks",
-            "raw",
-            "-f luks --object secret,id=s,data=s -o key-secret=s,iter-time=10 1M",
-        ),
         ("vmdk", "qcow2", "-f vmdk 1M"),
         ("qed", "qcow2", "-f qed 1M"),
     ] {
@@ -109,7 +104,7 @@ fn make(folder: &Path) -> Vec<(&'static str, &'static str)> {
         header("data-unmarked", "data", 79, &[0]),
         header("backing-without-length", "plain", 8, &0x200u64.to_be_bytes()),
         header("backing-without-place", "plain", 16, &9u32.to_be_bytes()),
-        header("aes", "plain", 32, &1u32.to_be_bytes()),
+        header("luks-inside", "plain", 32, &2u32.to_be_bytes()),
         header("unknown-feature", "plain", 72, &[0x80]),
         header("version-4", "plain", 4, &4u32.to_be_bytes()),
         header("huge-clusters", "plain", 20, &63u32.to_be_bytes()),
@@ -119,6 +114,11 @@ fn make(folder: &Path) -> Vec<(&'static str, &'static str)> {
     made.extend(by_hand.map(|name| (name, "qcow2")));
     std::fs::write(folder.join("cut-off"), b"QFI\xfb\0\0\0\x03").unwrap();
     std::fs::write(folder.join("nothing"), b"").unwrap();
+    std::fs::write(
+        folder.join("disguised-luks"),
+        [&b"LUKS\xba\xbe\0\x01"[..], &[0; 504]].concat(),
+    )
+    .unwrap();
     let descriptor =
         "# Disk DescriptorFile\nversion=1\ncreateType=\"monolithicFlat\"\nRW 2048 FLAT \"canary\" 0\n";
     std::fs::write(folder.join("disguised-descriptor"), descriptor).unwrap();
@@ -126,6 +126,7 @@ fn make(folder: &Path) -> Vec<(&'static str, &'static str)> {
         ("cut-off", "qcow2"),
         ("nothing", "qcow2"),
         ("disguised-descriptor", "raw"),
+        ("disguised-luks", "raw"),
         ("canary", "qcow2"),
     ]);
     made

@@ -15,17 +15,39 @@ use crate::lab::{Lab, call, new_id, variable};
 /// Passes over ssh's options and the host, and runs the command as sshd does.
 const SSH: &str = "#!/bin/sh\nwhile [ \"$1\" != -- ]; do shift; done\nshift 2\nexec /bin/sh -c \"$*\"\n";
 
+/// Stands in for the remote host's `nc -U SOCKET`.
+const NETCAT: &str = r#"#!/usr/bin/python3
+import os, socket, sys, threading
+if "-U" not in sys.argv:
+    sys.exit("usage: nc -U SOCKET")
+remote = socket.socket(socket.AF_UNIX)
+remote.connect(sys.argv[-1])
+def there():
+    while data := os.read(0, 65536):
+        remote.sendall(data)
+    os._exit(0)
+threading.Thread(target=there, daemon=True).start()
+while data := remote.recv(65536):
+    while data:
+        data = data[os.write(1, data):]
+"#;
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_machine_on_another_host_lives_its_life() {
     let folder = tempfile::tempdir().unwrap();
-    let ssh = folder.path().join("ssh");
-    std::fs::write(&ssh, SSH).unwrap();
-    std::fs::set_permissions(&ssh, PermissionsExt::from_mode(0o755)).unwrap();
+    let program = |name: &str, text: &str| {
+        let path = folder.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        std::fs::set_permissions(&path, PermissionsExt::from_mode(0o755)).unwrap();
+        path
+    };
+    let (ssh, netcat) = (program("ssh", SSH), program("nc", NETCAT));
     let local = variable("HWM_TEST_LIBVIRT_URI");
     let socket = local.split_once("socket=").unwrap().1;
     let uri = format!(
-        "qemu+ssh://root@elsewhere.invalid/system?command={}&socket={socket}",
-        ssh.display()
+        "qemu+ssh://root@elsewhere.invalid/system?command={}&proxy=netcat&netcat={}&socket={socket}",
+        ssh.display(),
+        netcat.display()
     );
     let lab = Lab::with("remote", |options| options.uri = uri).await;
     let machine = lab.machine();
