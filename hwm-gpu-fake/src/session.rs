@@ -6,12 +6,19 @@ use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use nvml_wrapper_sys::bindings::*;
 
 use crate::mig;
 use crate::world::{self, FaultKind, World};
+
+mod sets;
+
+use sets::EventSet;
+pub(crate) use sets::{
+    Sample, create_set, free_sample, free_set, new_sample, register, sample, take_sample, wait,
+};
 
 const UNKNOWN: nvmlReturn_t = nvmlReturn_enum_NVML_ERROR_UNKNOWN;
 const UNINITIALIZED: nvmlReturn_t = nvmlReturn_enum_NVML_ERROR_UNINITIALIZED;
@@ -35,20 +42,6 @@ struct State {
     epoch: u64,
     counts: HashMap<String, u64>,
     total: u64,
-}
-
-struct EventSet {
-    cards: Vec<usize>,
-    seen: usize,
-}
-
-/// What a slice did up to a moment.
-#[derive(Clone)]
-pub(crate) struct Sample {
-    pub(crate) card: usize,
-    pub(crate) instance: u32,
-    /// None before it is taken.
-    pub(crate) time: Option<Instant>,
 }
 
 static STATE: Mutex<Option<State>> = Mutex::new(None);
@@ -223,6 +216,11 @@ pub(crate) fn shutdown() -> nvmlReturn_t {
     if state.sessions == 0 {
         return UNINITIALIZED;
     }
+    let faults = current(state).map(|world| due(state, &world, "nvmlShutdown"));
+    let faults = faults.unwrap_or_default();
+    if faults.contains(&FaultKind::AbortBefore) {
+        std::process::abort();
+    }
     state.sessions -= 1;
     if state.sessions == 0 {
         state.open.clear();
@@ -230,114 +228,10 @@ pub(crate) fn shutdown() -> nvmlReturn_t {
         state.sets.clear();
         state.samples.clear();
     }
-    nvmlReturn_enum_NVML_SUCCESS
-}
-
-pub(crate) fn create_set(context: &Context) -> usize {
-    let mut guard = state();
-    let state = guard.get_or_insert_default();
-    state.sets.push(Some(EventSet {
-        cards: Vec::new(),
-        seen: context.world.events.len(),
-    }));
-    state.sets.len()
-}
-
-pub(crate) fn register(set: usize, card: usize) -> Result<(), nvmlReturn_t> {
-    let mut guard = state();
-    let sets = &mut guard.get_or_insert_default().sets;
-    let set = set
-        .checked_sub(1)
-        .and_then(|i| sets.get_mut(i)?.as_mut())
-        .ok_or(mig::INVALID)?;
-    set.cards.push(card);
-    Ok(())
-}
-
-pub(crate) fn free_set(set: usize) -> Result<(), nvmlReturn_t> {
-    let mut guard = state();
-    let sets = &mut guard.get_or_insert_default().sets;
-    let set = set
-        .checked_sub(1)
-        .and_then(|i| sets.get_mut(i))
-        .ok_or(mig::INVALID)?;
-    set.take().map(|_| ()).ok_or(mig::INVALID)
-}
-
-pub(crate) fn new_sample() -> usize {
-    let mut guard = state();
-    let samples = &mut guard.get_or_insert_default().samples;
-    samples.push(Some(Sample {
-        card: 0,
-        instance: 0,
-        time: None,
-    }));
-    samples.len()
-}
-
-fn sample_mut(state: &mut State, number: usize) -> Result<&mut Option<Sample>, nvmlReturn_t> {
-    let found = number.checked_sub(1).and_then(|i| state.samples.get_mut(i));
-    found.filter(|s| s.is_some()).ok_or(mig::INVALID)
-}
-
-pub(crate) fn sample(number: usize) -> Result<Sample, nvmlReturn_t> {
-    let mut guard = state();
-    sample_mut(guard.get_or_insert_default(), number)?
-        .clone()
-        .filter(|s| s.time.is_some())
-        .ok_or(mig::INVALID)
-}
-
-pub(crate) fn take_sample(number: usize, card: usize, instance: u32) -> Result<(), nvmlReturn_t> {
-    let mut guard = state();
-    *sample_mut(guard.get_or_insert_default(), number)? = Some(Sample {
-        card,
-        instance,
-        time: Some(Instant::now()),
-    });
-    Ok(())
-}
-
-pub(crate) fn free_sample(number: usize) -> Result<(), nvmlReturn_t> {
-    let mut guard = state();
-    *sample_mut(guard.get_or_insert_default(), number)? = None;
-    Ok(())
-}
-
-/// The next event of a set, waiting for one.
-pub(crate) fn wait(set: usize, limit: Duration) -> Result<world::Event, nvmlReturn_t> {
-    let begun = Instant::now();
-    loop {
-        {
-            let mut guard = state();
-            let state = guard.get_or_insert_default();
-            if state.sessions == 0 {
-                return Err(UNINITIALIZED);
-            }
-            let world = current(state).map_err(|_| UNKNOWN)?;
-            let set = set
-                .checked_sub(1)
-                .and_then(|i| state.sets.get_mut(i)?.as_mut())
-                .ok_or(mig::INVALID)?;
-            while let Some(event) = world.events.get(set.seen) {
-                set.seen += 1;
-                if set.cards.contains(&event.card) {
-                    return Ok(event.clone());
-                }
-            }
-            if set
-                .cards
-                .iter()
-                .any(|c| world.cards.get(*c).is_some_and(|c| c.lost))
-            {
-                return Err(LOST);
-            }
-        }
-        if begun.elapsed() >= limit {
-            return Err(nvmlReturn_enum_NVML_ERROR_TIMEOUT);
-        }
-        std::thread::sleep(Duration::from_millis(2));
+    if faults.contains(&FaultKind::AbortAfter) {
+        std::process::abort();
     }
+    nvmlReturn_enum_NVML_SUCCESS
 }
 
 fn state() -> MutexGuard<'static, Option<State>> {

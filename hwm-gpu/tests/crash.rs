@@ -15,8 +15,9 @@ use std::path::Path;
 use std::process::{Command, ExitCode, Stdio};
 
 use common::*;
-use hwm_core::accelerator::{Accelerators, GpuHealth};
+use hwm_core::accelerator::{Accelerators, Attachment, GpuHealth, Placement};
 use hwm_core::backend::BackendErrorKind;
+use hwm_core::config::ResourceType;
 use hwm_gpu::{HostRoots, NvmlAccelerators, Options};
 use hwm_gpu_fake::{Fault, FaultKind};
 
@@ -50,18 +51,23 @@ fn options(folder: &Path) -> Options {
     options
 }
 
-/// Opens the GPUs, says so, and makes or releases a slice.
+/// Opens the GPUs and makes or releases a slice, or hands a card over or takes it back.
 async fn child(folder: &Path, action: &str) {
     let gpus = NvmlAccelerators::open(options(folder)).await.unwrap();
-    let place = plan(&gpus, &slice(PROFILE));
+    let (place, to) = wanted(&gpus, action);
     match action {
-        "make" => drop(
-            gpus.prepare(&call(1), resource(1), &place, CONTAINER)
-                .await
-                .unwrap(),
-        ),
+        "make" | "hand over" => drop(gpus.prepare(&call(1), resource(1), &place, to).await.unwrap()),
         _ => gpus.release(&call(2), resource(1), &place).await.unwrap(),
     }
+}
+
+/// What an action is about, and for whom.
+fn wanted(gpus: &NvmlAccelerators, action: &str) -> (Placement, ResourceType) {
+    let (request, to) = match action {
+        "make" | "release" => (slice(PROFILE), CONTAINER),
+        _ => (named("0"), MACHINE),
+    };
+    (gpus.plan(&request, to, &[]).unwrap().remove(0), to)
 }
 
 /// Runs a child; whether it came to its end.
@@ -81,7 +87,7 @@ async fn parent() {
         11
     };
     let mut points = 0;
-    for action in ["make", "release"] {
+    for action in ["make", "release", "hand over", "take back"] {
         for kind in [FaultKind::AbortBefore, FaultKind::AbortAfter] {
             for n in (1..).step_by(step) {
                 if !dies_at(
@@ -119,10 +125,67 @@ const CHANGES: &[&str] = &[
     "nvmlGpuInstanceCreateComputeInstance",
     "nvmlComputeInstanceDestroy",
     "nvmlGpuInstanceDestroy",
+    "nvmlShutdown",
 ];
 
 /// Lets a child die at a call; false where it does not come to it.
 async fn dies_at(action: &str, fault: &Fault) -> bool {
+    match action {
+        "make" | "release" => dies_at_a_slice(action, fault).await,
+        _ => dies_at_a_handover(action, fault).await,
+    }
+}
+
+/// A card on its way into a machine, or out of it.
+async fn dies_at_a_handover(action: &str, fault: &Fault) -> bool {
+    let lab = Lab::new("a100-40gb,a30");
+    let place = {
+        let gpus = lab.open().await;
+        let (place, to) = wanted(&gpus, action);
+        if action == "take back" {
+            gpus.prepare(&call(1), resource(1), &place, to).await.unwrap();
+            lab.machine_takes();
+        }
+        place
+    };
+    if action == "take back" {
+        lab.machine_gives_back();
+    }
+    lab.edit(|w| w.set_faults(vec![fault.clone()]));
+    let finished = run(lab.path(), action);
+    lab.heal();
+    let point = format!("{action}, {fault:?}");
+
+    // The next process: the card is this machine's and nobody else's, and comes back.
+    let gpus = lab.open().await;
+    let healthy = gpus.inventory().cards.iter().all(|c| c.health == GpuHealth::Ok);
+    assert!(healthy, "{point}: {:?}", gpus.inventory());
+    if action == "hand over" {
+        let grant = gpus.prepare(&call(1), resource(1), &place, MACHINE).await;
+        let grant = grant.unwrap_or_else(|e| panic!("{point}: {e}"));
+        let functions = vec![CARD.to_owned(), AUDIO.to_owned()];
+        assert_eq!(grant.attachment, Attachment::Vfio { functions }, "{point}");
+        let other = gpus.prepare(&call(1), resource(2), &place, MACHINE).await;
+        assert_eq!(other.unwrap_err().kind, BackendErrorKind::Conflict, "{point}");
+        lab.machine_takes();
+        gpus.refresh().await.unwrap();
+        lab.machine_gives_back();
+    }
+    let back = gpus.release(&call(2), resource(1), &place).await;
+    back.unwrap_or_else(|e| panic!("{point}: {e}"));
+    assert!(gpus.plan(&named("0"), CONTAINER, &[]).is_ok(), "{point}");
+    assert_eq!(left(&lab, "handover."), 0, "{point}");
+    !finished
+}
+
+/// How many entries of a kind are in the journal.
+fn left(lab: &Lab, kind: &str) -> usize {
+    let files = std::fs::read_dir(lab.path().join("state")).unwrap();
+    let names = files.map(|f| f.unwrap().file_name().to_string_lossy().into_owned());
+    names.filter(|name| name.starts_with(kind)).count()
+}
+
+async fn dies_at_a_slice(action: &str, fault: &Fault) -> bool {
     let lab = Lab::new("a100-40gb+mig");
     // A neighbour's instance, which must be there at the end.
     lab.foreign(0, 19, 0);
@@ -180,12 +243,6 @@ async fn dies_at(action: &str, fault: &Fault) -> bool {
         (19, 0),
         "{point}"
     );
-    let left = std::fs::read_dir(lab.path().join("state"))
-        .unwrap()
-        .filter_map(Result::ok);
-    let left: Vec<_> = left
-        .filter(|f| f.file_name().to_string_lossy().starts_with("slice."))
-        .collect();
-    assert!(left.is_empty(), "{point}: {left:?}");
+    assert_eq!(left(&lab, "slice."), 0, "{point}");
     !finished
 }

@@ -12,9 +12,6 @@ use hwm_core::backend::BackendErrorKind;
 use hwm_gpu::NvmlAccelerators;
 use hwm_gpu_fake::Process;
 
-const AUDIO: &str = "0000:10:00.1";
-const CARD: &str = "0000:10:00.0";
-
 /// A process that has a file open.
 fn process(lab: &Lab, pid: u32, name: &str, file: &str) {
     let folder = lab.path().join(format!("proc/{pid}/fd"));
@@ -29,17 +26,6 @@ fn process(lab: &Lab, pid: u32, name: &str, file: &str) {
 
 fn end(lab: &Lab, pid: u32) {
     fs::remove_dir_all(lab.path().join(format!("proc/{pid}"))).unwrap();
-}
-
-/// What libvirt does with managed devices at start and stop.
-fn take(lab: &Lab) {
-    lab.bind(CARD, Some("vfio-pci"));
-    lab.bind(AUDIO, Some("vfio-pci"));
-}
-
-fn give_back(lab: &Lab) {
-    lab.bind(CARD, Some("nvidia"));
-    lab.bind(AUDIO, Some("snd_hda_intel"));
 }
 
 /// The card's own files that this process has open.
@@ -82,7 +68,7 @@ async fn a_card_goes_to_a_machine_with_all_its_functions_and_comes_back() {
         grant,
         "again"
     );
-    take(&lab);
+    lab.machine_takes();
     gpus.refresh().await.unwrap();
     assert_eq!(open_here(&lab), 1);
     let cards = gpus.inventory().cards;
@@ -109,7 +95,7 @@ async fn a_card_goes_to_a_machine_with_all_its_functions_and_comes_back() {
             .kind,
         BackendErrorKind::Conflict
     );
-    give_back(&lab);
+    lab.machine_gives_back();
     gpus.release(&call(2), resource(1), &place).await.unwrap();
     gpus.release(&call(2), resource(1), &place).await.unwrap();
     assert!(gpus.plan(&named("0"), CONTAINER, &[]).is_ok());
@@ -125,7 +111,7 @@ async fn after_a_restart_a_card_that_is_away_is_still_known_and_released() {
         gpus.prepare(&call(1), resource(1), &place, MACHINE)
             .await
             .unwrap();
-        take(&lab);
+        lab.machine_takes();
         place
     };
     let gpus = lab.open().await;
@@ -136,7 +122,7 @@ async fn after_a_restart_a_card_that_is_away_is_still_known_and_released() {
     );
     assert_eq!(card.model, "NVIDIA A100-SXM4-40GB");
     assert!(gpus.prepare(&call(2), resource(1), &place, MACHINE).await.is_ok());
-    give_back(&lab);
+    lab.machine_gives_back();
     gpus.release(&call(3), resource(1), &place).await.unwrap();
     assert!(gpus.plan(&named(&uuid), CONTAINER, &[]).is_ok());
 }
@@ -149,7 +135,7 @@ async fn a_machine_that_does_not_let_go_leaves_the_card_out_of_use_until_it_does
     gpus.prepare(&call(1), resource(1), &place, MACHINE)
         .await
         .unwrap();
-    take(&lab);
+    lab.machine_takes();
     process(&lab, 777, "qemu-system-x86", "vfio/10");
     let error = gpus.release(&quick(2), resource(1), &place).await.unwrap_err();
     assert!(error.message.contains("pid 777 (qemu-system-x86)"), "{error}");
@@ -177,7 +163,7 @@ async fn a_machine_that_does_not_let_go_leaves_the_card_out_of_use_until_it_does
             .message
             .contains(AUDIO)
     );
-    give_back(&lab);
+    lab.machine_gives_back();
     gpus.recover(&card.uuid).await.unwrap();
     gpus.release(&call(3), resource(1), &place).await.unwrap();
     assert!(gpus.plan(&named("0"), CONTAINER, &[]).is_ok());
@@ -191,9 +177,9 @@ async fn a_card_whose_driver_came_back_and_that_nvml_does_not_see_is_out_of_use(
     gpus.prepare(&call(1), resource(1), &place, MACHINE)
         .await
         .unwrap();
-    take(&lab);
+    lab.machine_takes();
     lab.edit(|w| w.cards[0].lost = true);
-    give_back(&lab);
+    lab.machine_gives_back();
     let error = gpus.release(&quick(2), resource(1), &place).await.unwrap_err();
     assert!(error.message.contains("NVML does not see it"), "{error}");
     assert_eq!(gpus.inventory().cards[0].health, GpuHealth::Quarantined);
@@ -331,58 +317,4 @@ async fn a_device_that_nvml_never_sees_is_passed_through_when_it_is_named() {
     assert!(gpus.release(&quick(2), resource(1), &place).await.is_err());
     lab.bind("0000:21:00.0", Some("bochs-drm"));
     gpus.recover(&place.card).await.unwrap();
-}
-
-#[tokio::test]
-async fn a_slice_reaches_a_machine_through_a_virtual_function() {
-    let lab = Lab::new("a100-40gb+mig");
-    let gpus = lab.open().await;
-    assert!(matches!(
-        gpus.plan(&slice("1g.5gb"), MACHINE, &[]),
-        Err(PlacementRefusal::Unsupported(_))
-    ));
-    for (n, vf) in ["0000:10:00.4", "0000:10:00.5"].into_iter().enumerate() {
-        function_in_sysfs(lab.path(), vf, "0x030200", 40 + n as u32, Some("nvidia"));
-        let folder = lab.path().join(format!("sys/devices/pci0000:00/{vf}"));
-        let card = lab.path().join(format!("sys/devices/pci0000:00/{CARD}"));
-        symlink(&card, folder.join("physfn")).unwrap();
-        symlink(&folder, card.join(format!("virtfn{n}"))).unwrap();
-        fs::create_dir_all(folder.join("nvidia")).unwrap();
-        fs::write(
-            folder.join("nvidia/current_vgpu_type"),
-            if n == 0 { "700" } else { "0" },
-        )
-        .unwrap();
-        let types = "ID    : vGPU Name\n557 : NVIDIA A100-1-5CME\n558 : NVIDIA A100-1-5C\n";
-        fs::write(folder.join("nvidia/creatable_vgpu_types"), types).unwrap();
-    }
-    gpus.refresh().await.unwrap();
-    let place = gpus.plan(&slice("1g.5gb"), MACHINE, &[]).unwrap().remove(0);
-    let grant = gpus
-        .prepare(&call(1), resource(1), &place, MACHINE)
-        .await
-        .unwrap();
-    assert_eq!(
-        grant.attachment,
-        Attachment::VirtualFunction {
-            function: "0000:10:00.5".into()
-        }
-    );
-    let current = || {
-        fs::read_to_string(
-            lab.path()
-                .join("sys/devices/pci0000:00/0000:10:00.5/nvidia/current_vgpu_type"),
-        )
-    };
-    assert_eq!(current().unwrap(), "558");
-    assert_eq!(
-        gpus.prepare(&call(1), resource(1), &place, MACHINE)
-            .await
-            .unwrap(),
-        grant,
-        "again"
-    );
-    gpus.release(&call(2), resource(1), &place).await.unwrap();
-    assert!(current().unwrap().starts_with('0'));
-    assert_eq!(made(&lab.world()), 0);
 }

@@ -18,6 +18,10 @@ use hwm_gpu_fake::{Card, Fault, FaultKind, World};
 pub const CONTAINER: ResourceType = ResourceType::ApplicationContainer;
 pub const MACHINE: ResourceType = ResourceType::VirtualMachine;
 
+/// The first card of a lab, and its audio function.
+pub const CARD: &str = "0000:10:00.0";
+pub const AUDIO: &str = "0000:10:00.1";
+
 /// The fake library, as cargo built it beside this test.
 pub fn library() -> PathBuf {
     let own = std::env::current_exe().expect("a test has a path");
@@ -101,6 +105,18 @@ impl Lab {
     /// Puts a function on another driver, or on none.
     pub fn bind(&self, address: &str, driver: Option<&str>) {
         bind(self.path(), address, driver);
+    }
+
+    /// What libvirt does with the first card at the start of a machine.
+    pub fn machine_takes(&self) {
+        self.bind(CARD, Some("vfio-pci"));
+        self.bind(AUDIO, Some("vfio-pci"));
+    }
+
+    /// The same at its end.
+    pub fn machine_gives_back(&self) {
+        self.bind(CARD, Some("nvidia"));
+        self.bind(AUDIO, Some("snd_hda_intel"));
     }
 
     /// Somebody else's instance, whole.
