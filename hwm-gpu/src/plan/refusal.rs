@@ -5,7 +5,9 @@ use std::collections::BTreeSet;
 use hwm_core::accelerator::PlacementRefusal;
 use hwm_core::id::ResourceId;
 
-use super::{Offer, Plan, View, count_of};
+use super::slice::Offer;
+use super::view::View;
+use super::{Plan, count_of};
 use crate::geometry::{Geometry, Slot};
 
 /// A set of resources whose end would make room.

@@ -1,11 +1,13 @@
 use std::sync::Arc;
 
 use hwm_core::accelerator::{GpuHealth, PlacementKind, PlacementRefusal};
-use hwm_core::id::NodeId;
+use hwm_core::id::{NodeId, ResourceId};
+use hwm_core::ledger::ClaimKey;
 
 use super::*;
 use crate::boards::board;
-use crate::node::{self, InstanceState};
+use crate::geometry::Slot;
+use crate::node::{self, InstanceState, Owner};
 
 fn card(index: u32, board_name: &str, mig: bool) -> CardState {
     let board = board(board_name).unwrap();
