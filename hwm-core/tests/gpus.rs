@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use futures_util::StreamExt;
 use hwm_core::Error;
+use hwm_core::accelerator::GpuHealth;
 use hwm_core::access::Principal;
 use hwm_core::env::Environment;
 use hwm_core::id::ResourceId;
@@ -215,4 +216,33 @@ async fn the_time_is_kept_over_a_restart_of_the_manager() {
     tokio::time::sleep(Duration::from_secs(200)).await;
     again.settled().await;
     assert_eq!(holder().await, None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_others_made_is_shown_as_adoptable_and_a_sick_card_says_why() {
+    let house = House::new("sim:a100-40gb+mig,a30", None).await;
+    let uuid = house.sim.plant_instance(0, "3g.20gb", 4).unwrap();
+    house.sim.gpu_event(1, true, "XID 48: double-bit ECC error");
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let node = house.admin.nodes().await.unwrap().remove(0);
+    let instance = &node.gpus[0].instances[0];
+    assert_eq!((instance.uuid.as_ref(), instance.adoptable), (Some(&uuid), true));
+    assert!(instance.resource_id.is_none() && instance.metrics.is_some());
+    let sick = &node.gpus[1];
+    assert_eq!(
+        (sick.health, sick.health_reason.as_deref()),
+        (GpuHealth::Quarantined, Some("XID 48: double-bit ECC error"))
+    );
+    // A recovery that fails says why, to whom may ask for it.
+    house.sim.set_gpu_sick(1, true);
+    let (node, card) = (node.id.clone(), sick.uuid.clone());
+    let refused = house.admin.recover_gpu(&node, &card).await.unwrap_err();
+    assert_eq!(refused.code(), "GPU_CONFLICT");
+    assert!(refused.to_string().contains("still sick"), "{refused}");
+    house.sim.set_gpu_sick(1, false);
+    let node = house.admin.recover_gpu(&node, &card).await.unwrap();
+    assert_eq!(
+        (node.gpus[1].health, &node.gpus[1].health_reason),
+        (GpuHealth::Ok, &None)
+    );
 }

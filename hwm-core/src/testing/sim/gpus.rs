@@ -3,11 +3,11 @@
 use tokio::sync::broadcast;
 
 use super::Holdings;
-use super::boards::{SimBoard, SimCard, slot};
+use super::boards::SimCard;
+use super::cards::{SimGpu, SimInstance, make, seen, uuid_of};
 use super::plan::Candidate;
 use crate::accelerator::{
-    AcceleratorEvent, Attachment, Card, CardPlace, DeviceGrant, GpuHealth, Instance, Inventory, Placement,
-    PlacementKind,
+    AcceleratorEvent, Attachment, DeviceGrant, GpuHealth, Inventory, Placement, PlacementKind,
 };
 use crate::backend::{BackendError, BackendErrorKind, Result, Workload};
 use crate::config::ResourceType;
@@ -21,96 +21,6 @@ pub(super) struct Gpus {
     pub(super) events: broadcast::Sender<AcceleratorEvent>,
     pub(super) reports: Vec<AcceleratorEvent>,
     made: u128,
-}
-
-struct SimGpu {
-    index: u32,
-    uuid: GpuUuid,
-    board: SimBoard,
-    mig: bool,
-    lost: bool,
-    sick: bool,
-    health: GpuHealth,
-    reason: Option<String>,
-    instances: Vec<SimInstance>,
-    /// Who has the whole of it, and what it is for.
-    whole: Option<(ResourceId, ResourceType)>,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct SimInstance {
-    profile: String,
-    start: u32,
-    size: u32,
-    /// What it has beside its slots, as it is claimed.
-    units: Vec<String>,
-    memory: crate::units::Bytes,
-    uuid: String,
-    /// Whom it was made for; none for somebody else's.
-    made_for: Option<ResourceId>,
-    /// Who uses one that was there before.
-    lent_to: Option<ResourceId>,
-}
-
-impl SimInstance {
-    fn parts(&self) -> Vec<String> {
-        let slots = (self.start..self.start + self.size).map(slot);
-        slots.chain(self.units.iter().cloned()).collect()
-    }
-
-    fn user(&self) -> Option<ResourceId> {
-        self.made_for.or(self.lent_to)
-    }
-}
-
-impl SimGpu {
-    fn pci_address(&self) -> String {
-        format!("0000:{:02x}:00.0", 0x3b + self.index)
-    }
-
-    fn is_free(&self, start: u32, size: u32) -> bool {
-        self.instances
-            .iter()
-            .all(|i| start + size <= i.start || i.start + i.size <= start)
-    }
-
-    fn seen(&self) -> Card {
-        Card {
-            index: self.index,
-            uuid: self.uuid.clone(),
-            model: self.board.model.to_owned(),
-            pci_address: self.pci_address(),
-            memory: Some(self.board.memory),
-            mig_enabled: self.mig,
-            parts: self.board.parts(),
-            instances: self.instances.iter().map(seen).collect(),
-            health: self.health,
-            reason: self.reason.clone(),
-            place: CardPlace {
-                driver: Some("sim".to_owned()),
-                numa_node: Some(0),
-                ..CardPlace::default()
-            },
-        }
-    }
-}
-
-fn seen(instance: &SimInstance) -> Instance {
-    Instance {
-        profile: instance.profile.clone(),
-        start: instance.start,
-        size: instance.size,
-        uuid: instance.uuid.clone(),
-        ours: instance.made_for.is_some(),
-    }
-}
-
-/// The same number always gives the same UUID, so that a simulated node has its cards again when it is
-/// made again.
-fn uuid_of(number: u128) -> uuid::Uuid {
-    let mixed =
-        number.wrapping_mul(0x9e37_79b9_7f4a_7c15_f39c_c060_5ced_c835) ^ 0x5c0f_1de5_0000_0000_a11c_e000;
-    uuid::Builder::from_random_bytes(mixed.to_be_bytes()).into_uuid()
 }
 
 impl Gpus {
@@ -460,43 +370,6 @@ impl Gpus {
         }
         None
     }
-}
-
-fn make(
-    card: &mut SimGpu,
-    profile: &str,
-    start: u32,
-    made_for: Option<ResourceId>,
-    made: u128,
-) -> Option<SimInstance> {
-    let profile = card.board.profile(profile)?.clone();
-    let taken: Vec<&String> = card.instances.iter().flat_map(|i| &i.units).collect();
-    let units = card
-        .board
-        .units_for(&profile, |part| taken.iter().any(|t| *t == part))?;
-    let of_its_kind = card
-        .instances
-        .iter()
-        .filter(|i| i.profile == profile.name)
-        .count();
-    let fits = profile.starts.contains(&start)
-        && card.is_free(start, profile.size)
-        && of_its_kind < profile.max as usize;
-    if !fits {
-        return None;
-    }
-    let instance = SimInstance {
-        profile: profile.name,
-        start,
-        size: profile.size,
-        units,
-        memory: profile.memory,
-        uuid: format!("MIG-{}", uuid_of(made)),
-        made_for,
-        lent_to: None,
-    };
-    card.instances.push(instance.clone());
-    Some(instance)
 }
 
 pub(super) fn in_use<T>(other: ResourceId, doing: &str) -> Result<T> {

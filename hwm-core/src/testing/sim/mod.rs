@@ -28,6 +28,7 @@
 mod accelerators;
 mod backend;
 mod boards;
+mod cards;
 mod console;
 mod facets;
 mod gpus;
