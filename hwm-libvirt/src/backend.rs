@@ -180,14 +180,16 @@ impl Inner {
         let doing = format!("looking for pool {name}");
         let seen = self
             .ask(&doing, move |host| {
-                let seen = match host.pool_xml(&name)? {
-                    Some(xml) => pool(&xml),
-                    None => {
-                        let xml = pool_xml(&name, &path).map_err(|e| Fault::other(e.to_string()))?;
-                        host.define_pool(&xml)?;
-                        host.pool_xml(&name)?.as_deref().and_then(pool)
+                if host.pool_xml(&name)?.is_none() {
+                    let xml = pool_xml(&name, &path).map_err(|e| Fault::other(e.to_string()))?;
+                    // Another call, or another server, may come first.
+                    if let Err(fault) = host.define_pool(&xml)
+                        && host.pool_xml(&name)?.is_none()
+                    {
+                        return Err(fault);
                     }
-                };
+                }
+                let seen = host.pool_xml(&name)?.as_deref().and_then(pool);
                 host.activate_pool(&name)?;
                 Ok(seen)
             })

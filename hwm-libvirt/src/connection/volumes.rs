@@ -34,7 +34,6 @@ impl Host {
 
     pub(crate) fn define_pool(&self, xml: &str) -> Result<()> {
         let pool = StoragePool::define_xml(&self.connect, xml, 0)?;
-        pool.build(0)?;
         pool.set_autostart(true)?;
         Ok(())
     }
@@ -43,7 +42,11 @@ impl Host {
     pub(crate) fn activate_pool(&self, name: &str) -> Result<()> {
         let pool = self.pool(name)?;
         if !pool.is_active()? {
-            pool.create(0)?;
+            // Its folder too: whoever defined it may have died before that, or be about to do the same.
+            let started = pool.create(sys::VIR_STORAGE_POOL_CREATE_WITH_BUILD);
+            if started.is_err() && !pool.is_active()? {
+                started?;
+            }
         }
         Ok(())
     }
