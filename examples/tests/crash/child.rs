@@ -19,8 +19,8 @@ use serde_json::json;
 use crate::Act;
 use crate::engine::Engine;
 
-/// How much memory an update gives.
-pub(crate) const MORE_MB: u64 = 768;
+/// How much memory an update leaves it with; all engines change that while it runs.
+pub(crate) const OTHER_MB: u64 = 768;
 
 const PATIENCE: Duration = Duration::from_secs(120);
 
@@ -78,7 +78,7 @@ pub(crate) fn act(engine: Engine, data: &Path, node: &str, act: Act, point: Opti
             (Act::Restart, Some(id)) => command(&me, id, Action::Restart).await,
             (Act::Delete, Some(id)) => me.delete(id, RequestOptions::default()).await.unwrap(),
             (Act::Update, Some(id)) => {
-                let patch = json!({ "config": engine.memory(MORE_MB) });
+                let patch = json!({ "config": engine.memory(OTHER_MB) });
                 me.update(id, patch, RequestOptions::default()).await.unwrap()
             }
             (_, None) | (Act::Create, Some(_)) => create(&me, engine).await,

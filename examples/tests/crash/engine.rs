@@ -10,10 +10,15 @@ use hwm_core::validate::Rules;
 use hwm_docker::{DockerBackend, DockerOptions};
 use serde_json::{Value, json};
 
+#[cfg(feature = "libvirt")]
+use crate::machines;
+
 /// What runs workloads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Engine {
     Docker,
+    #[cfg(feature = "libvirt")]
+    Libvirt,
 }
 
 /// A workload as the engine has it.
@@ -28,13 +33,33 @@ pub(crate) fn variable(name: &str) -> String {
 }
 
 impl Engine {
+    /// Those that are built in; `HWM_CRASH_ENGINE` names one of them.
     pub(crate) fn all() -> Vec<Self> {
-        vec![Self::Docker]
+        let mut all = vec![
+            Self::Docker,
+            #[cfg(feature = "libvirt")]
+            Self::Libvirt,
+        ];
+        if let Ok(one) = std::env::var("HWM_CRASH_ENGINE") {
+            all.retain(|engine| engine.word() == one);
+        }
+        all
+    }
+
+    /// How many points of each action are tried when not all are: what takes long is tried less.
+    pub(crate) const fn sample(self) -> usize {
+        match self {
+            Self::Docker => 5,
+            #[cfg(feature = "libvirt")]
+            Self::Libvirt => 2,
+        }
     }
 
     pub(crate) const fn word(self) -> &'static str {
         match self {
             Self::Docker => "docker",
+            #[cfg(feature = "libvirt")]
+            Self::Libvirt => "libvirt",
         }
     }
 
@@ -51,16 +76,20 @@ impl Engine {
                 };
                 Arc::new(DockerBackend::new(options).unwrap())
             }
+            #[cfg(feature = "libvirt")]
+            Self::Libvirt => machines::backend(data, node),
         }
     }
 
     pub(crate) fn rules(self) -> Rules {
         match self {
             Self::Docker => Rules::default(),
+            #[cfg(feature = "libvirt")]
+            Self::Libvirt => machines::rules(),
         }
     }
 
-    /// A resource with 512 MB.
+    /// A resource whose memory can be changed to others while it runs.
     pub(crate) fn body(self) -> Value {
         match self {
             Self::Docker => json!({
@@ -72,6 +101,8 @@ impl Engine {
                     "containerPorts": [{ "containerPort": 80 }], "cpuCores": 0.1, "ramLimit": 0.5,
                 },
             }),
+            #[cfg(feature = "libvirt")]
+            Self::Libvirt => machines::body(),
         }
     }
 
@@ -79,6 +110,8 @@ impl Engine {
     pub(crate) fn memory(self, mb: u64) -> Value {
         match self {
             Self::Docker => json!({ "ramLimit": mb as f64 / 1024.0 }),
+            #[cfg(feature = "libvirt")]
+            Self::Libvirt => json!({ "ramMB": mb }),
         }
     }
 
@@ -97,13 +130,21 @@ impl Engine {
                     (name.trim_start_matches("hwm-").to_owned(), seen)
                 })
                 .collect(),
+            #[cfg(feature = "libvirt")]
+            Self::Libvirt => machines::found(node),
         }
     }
 
     /// What else is left of resources that are not among `recorded`.
-    pub(crate) fn other_leftovers(self, _node: &str, _recorded: &BTreeSet<String>) -> Vec<String> {
+    pub(crate) fn other_leftovers(
+        self,
+        #[cfg_attr(not(feature = "libvirt"), allow(unused_variables))] node: &str,
+        #[cfg_attr(not(feature = "libvirt"), allow(unused_variables))] recorded: &BTreeSet<String>,
+    ) -> Vec<String> {
         match self {
             Self::Docker => Vec::new(),
+            #[cfg(feature = "libvirt")]
+            Self::Libvirt => machines::leftovers(node, recorded),
         }
     }
 
@@ -115,6 +156,8 @@ impl Engine {
                     docker(&["rm", "-f", &name]);
                 }
             }
+            #[cfg(feature = "libvirt")]
+            Self::Libvirt => machines::clean(node),
         }
     }
 }

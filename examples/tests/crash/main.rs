@@ -3,7 +3,8 @@
 //!
 //! The points are those of `hwm_core::testing::faults`: before and after every commit of the store and every changing
 //! call of the backend. Each is a process that is really aborted. Not a `#[test]`: this program is also the process
-//! that dies. Five points of each action are tried, others each time; with `HWM_TEST_FULL` all are.
+//! that dies. Some points of each action are tried, others each time; with `HWM_TEST_FULL` all
+//! are.
 //! `HWM_CRASH=stop:3` tries one again.
 #![allow(
     clippy::print_stdout,
@@ -13,6 +14,8 @@
 
 mod child;
 mod engine;
+#[cfg(feature = "libvirt")]
+mod machines;
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -24,9 +27,6 @@ use serde_json::Value;
 use engine::Engine;
 
 const NAME: &str = "a_kill_at_any_step_loses_nothing_and_leaves_nothing";
-/// How many points of each action are tried when not all are.
-const SAMPLE: usize = 5;
-
 /// What is done when the process dies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Act {
@@ -98,7 +98,7 @@ fn parent() -> ExitCode {
             }
             let points = match one {
                 Some((_, point)) => vec![point.parse().unwrap()],
-                None => chosen(Run::new(engine).act(act, None).points),
+                None => chosen(Run::new(engine).act(act, None).points, engine.sample()),
             };
             for point in points {
                 tried += 1;
@@ -126,13 +126,13 @@ fn parent() -> ExitCode {
 }
 
 /// All points, or some that are others each time.
-fn chosen(points: u64) -> Vec<u64> {
+fn chosen(points: u64, sample: usize) -> Vec<u64> {
     assert!(points > 4, "only {points} points are passed");
     if std::env::var_os("HWM_TEST_FULL").is_some() {
         return (0..points).collect();
     }
     let mut some = BTreeSet::new();
-    while some.len() < SAMPLE {
+    while some.len() < sample {
         some.insert((SystemEnvironment.random() % u128::from(points)) as u64);
     }
     some.into_iter().collect()
@@ -258,7 +258,7 @@ impl Run {
             let done = match (act, one) {
                 (Act::Delete, one) => one.is_none(),
                 (Act::Stop, Some(one)) => one["status"] == "stopped",
-                (Act::Update, Some(one)) => one["memoryMB"] == child::MORE_MB,
+                (Act::Update, Some(one)) => one["memoryMB"] == child::OTHER_MB,
                 (Act::Create | Act::Start | Act::Restart, Some(one)) => one["status"] == "running",
                 (_, None) => false,
             };
