@@ -109,7 +109,7 @@ fn make(folder: &Path) -> Vec<(&'static str, &'static str)> {
         header("version-4", "plain", 4, &4u32.to_be_bytes()),
         header("huge-clusters", "plain", 20, &63u32.to_be_bytes()),
         header("short-header", "plain", 100, &8u32.to_be_bytes()),
-        header("endless-extension", "plain", 104, b"abcd\xff\xff\xff\xff"),
+        header("endless-extension", "plain", 112, b"abcd\xff\xff\xff\xff"),
     ];
     made.extend(by_hand.map(|name| (name, "qcow2")));
     std::fs::write(folder.join("cut-off"), b"QFI\xfb\0\0\0\x03").unwrap();
