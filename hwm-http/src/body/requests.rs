@@ -110,11 +110,11 @@ pub struct NewSnapshot {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Command {
     /// For `/bin/sh -c`.
-    #[schema(min_length = 1)]
+    #[schema(min_length = 1, pattern = r"^[^\x00]*$")]
     pub command: String,
     /// Where to run it; the container's default when absent.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schema(min_length = 1, max_length = 4096, pattern = "^/")]
+    #[schema(min_length = 1, max_length = 4096, pattern = r"^/[^\x00]*$")]
     pub working_dir: Option<String>,
     /// Seconds that it may take before it is killed; 60 when absent.
     #[serde(skip_serializing_if = "Option::is_none")]
