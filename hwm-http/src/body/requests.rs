@@ -114,7 +114,7 @@ pub struct Command {
     pub command: String,
     /// Where to run it; the container's default when absent.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schema(min_length = 1, max_length = 4096, pattern = r"^/[^\x00]*$")]
+    #[schema(min_length = 1, max_length = 4095, pattern = r"^/[^\x00]*$")]
     pub working_dir: Option<String>,
     /// Seconds that it may take before it is killed; 60 when absent.
     #[serde(skip_serializing_if = "Option::is_none")]
