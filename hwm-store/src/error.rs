@@ -41,6 +41,12 @@ pub enum OpenError {
         /// The file.
         path: PathBuf,
     },
+    /// Another store has the file open, in this process or another.
+    #[error("{path} is in use: stop what uses it, or choose another path")]
+    InUse {
+        /// The file.
+        path: PathBuf,
+    },
     /// The file system cannot hold a write-ahead log, which needs shared memory.
     #[error("{path} cannot have a write-ahead log: choose a folder on a local disk")]
     NoLog {

@@ -19,7 +19,9 @@
 //!
 //! * A commit is on the disk when it is answered (write-ahead log, `synchronous = FULL`). Commits that wait
 //!   at the same time are written together; see [`Statistics`].
-//! * Readers have connections of their own and never wait for a writer.
+//! * Readers have connections of their own and never wait for a writer. Records that were read lately are kept
+//!   in memory, decoded, until they are written again.
+//! * One store at a time has a file open, in this process or any other.
 //! * Secrets are sealed with a [`SealingKey`] that is kept outside the file.
 //! * Lists and their counts cost the same however many resources there are, free text aside. They grow with
 //!   the number of different (node, type, status) that a query selects.
@@ -27,13 +29,13 @@
 
 mod claims;
 mod columns;
-mod decoded;
 mod error;
 mod group;
 mod list;
 mod prune;
 mod readers;
 mod reads;
+mod recent;
 mod rows;
 mod schema;
 mod seal;

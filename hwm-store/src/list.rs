@@ -8,14 +8,16 @@
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap, HashSet};
 
+use hwm_core::id::ResourceId;
 use hwm_core::lifecycle::Status;
 use hwm_core::resource::Record;
 use hwm_core::store::{Counts, Cursor, ListPage, ListQuery, Position, SortBy, SortOrder, StoreError, fold};
 use rusqlite::{Connection, params_from_iter, types::Value};
 
 use crate::columns::{Bucket, Column, Scopes, find_node};
-use crate::decoded::Decoded;
 use crate::error::{failed, unreadable};
+use crate::reads;
+use crate::recent::{AsOf, Recent};
 use crate::search;
 
 type Result<T, E = StoreError> = std::result::Result<T, E>;
@@ -23,14 +25,15 @@ type Result<T, E = StoreError> = std::result::Result<T, E>;
 const DOING: &str = "listing resources";
 
 /// The page that a query asks for, all of it as of one moment.
-pub(crate) fn page(db: &Connection, decoded: &Decoded, query: &ListQuery) -> Result<ListPage> {
+pub(crate) fn page(db: &Connection, recent: &Recent, query: &ListQuery) -> Result<ListPage> {
+    let as_of = recent.now();
     let snapshot = db.unchecked_transaction().map_err(failed(DOING))?;
-    let page = select(&snapshot, decoded, query)?;
+    let page = select(&snapshot, recent, as_of, query)?;
     snapshot.finish().map_err(failed(DOING))?;
     Ok(page)
 }
 
-fn select(db: &Connection, decoded: &Decoded, query: &ListQuery) -> Result<ListPage> {
+fn select(db: &Connection, recent: &Recent, as_of: AsOf, query: &ListQuery) -> Result<ListPage> {
     let scopes = Scopes::of(db, &query.visibility).map_err(failed(DOING))?;
     let buckets = matching_buckets(db, query, &scopes).map_err(failed(DOING))?;
     let needle = query
@@ -60,7 +63,7 @@ fn select(db: &Connection, decoded: &Decoded, query: &ListQuery) -> Result<ListP
     let (places, has_more) = best.map(Best::into_page).unwrap_or_default();
     let mut records = Vec::with_capacity(places.len());
     for place in &places {
-        records.push(read(db, decoded, place)?);
+        records.push(read(db, recent, as_of, place)?);
     }
     let last = records.last().filter(|_| has_more);
     Ok(ListPage {
@@ -108,15 +111,14 @@ fn counts(buckets: &BTreeMap<i64, i64>) -> Counts {
     counts
 }
 
-fn read(db: &Connection, decoded: &Decoded, place: &Place) -> Result<Record> {
-    let select = "SELECT body FROM records WHERE seq = ?1";
+fn read(db: &Connection, recent: &Recent, as_of: AsOf, place: &Place) -> Result<Record> {
+    let select = "SELECT body, sealed FROM records WHERE seq = ?1";
     let mut select = db.prepare_cached(select).map_err(failed(DOING))?;
     let mut rows = select.query([place.seq]).map_err(failed(DOING))?;
     let row = rows.next().map_err(failed(DOING))?;
     let row = row.ok_or_else(|| unreadable("a resource", "an index names a row that is not there"))?;
-    let body = row.get_ref(0).map_err(failed(DOING))?;
-    let body = body.as_str().map_err(|e| unreadable("a resource", e))?;
-    decoded.record(u128::from_be_bytes(place.id), body)
+    let id = ResourceId::from_u128(u128::from_be_bytes(place.id));
+    Ok(reads::decoded(row, recent, as_of, id)?.record.clone())
 }
 
 /// What a list is sorted by, as it compares.

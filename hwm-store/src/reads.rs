@@ -1,5 +1,7 @@
 //! Reads other than lists of records and claims.
 
+use std::sync::Arc;
+
 use hwm_core::id::{BackendName, OperationId, ResourceId};
 use hwm_core::lifecycle::Phase;
 use hwm_core::operation::OperationRecord;
@@ -12,9 +14,10 @@ use serde::de::DeserializeOwned;
 use hwm_core::event::{NewEvent, StoredEvent};
 
 use crate::columns::{Column, OPERATIONS, Scopes, phase_number};
-use crate::decoded::Decoded;
 use crate::error::{failed, unreadable};
 use crate::group::meta;
+use crate::readers::Readers;
+use crate::recent::{AsOf, Recent, Row};
 use crate::seal::SealingKey;
 
 type Result<T, E = StoreError> = std::result::Result<T, E>;
@@ -55,31 +58,54 @@ fn many<T: DeserializeOwned>(
     rows.map(read).collect()
 }
 
+/// One record, with its secrets.
 pub(crate) fn record(
-    db: &Connection,
-    decoded: &Decoded,
+    readers: &Readers,
+    recent: &Recent,
     key: &SealingKey,
     id: ResourceId,
 ) -> Result<Option<Record>> {
+    let row = match recent.get(id) {
+        Some(row) => Some(row),
+        None => {
+            let as_of = recent.now();
+            readers.here(|db| row(db, recent, as_of, id))?
+        }
+    };
+    let Some(row) = row else { return Ok(None) };
+    let mut record = row.record.clone();
+    if let Some(sealed) = &row.sealed {
+        key.unseal_config(id, sealed, &mut record.config)?;
+    }
+    Ok(Some(record))
+}
+
+fn row(db: &Connection, recent: &Recent, as_of: AsOf, id: ResourceId) -> Result<Option<Arc<Row>>> {
     let doing = "reading a resource";
     let select = "SELECT body, sealed FROM records WHERE id = ?1";
     let mut select = db.prepare_cached(select).map_err(failed(doing))?;
     let mut rows = select
         .query([id.as_u128().to_be_bytes()])
         .map_err(failed(doing))?;
-    let Some(row) = rows.next().map_err(failed(doing))? else {
-        return Ok(None);
-    };
-    let body = row
-        .get_ref(0)
-        .map_err(failed(doing))?
-        .as_str()
-        .map_err(|e| unreadable("a resource", e))?;
-    let mut record = decoded.record(id.as_u128(), body)?;
-    if let Some(sealed) = row.get::<_, Option<Vec<u8>>>(1).map_err(failed(doing))? {
-        key.unseal_config(id, &sealed, &mut record.config)?;
-    }
-    Ok(Some(record))
+    let row = rows.next().map_err(failed(doing))?;
+    row.map(|row| decoded(row, recent, as_of, id)).transpose()
+}
+
+/// What a row holds whose columns are `body` and `sealed`.
+pub(crate) fn decoded(
+    row: &rusqlite::Row<'_>,
+    recent: &Recent,
+    as_of: AsOf,
+    id: ResourceId,
+) -> Result<Arc<Row>> {
+    let doing = "reading a resource";
+    let body = row.get_ref(0).map_err(failed(doing))?;
+    let body = body.as_str().map_err(|e| unreadable("a resource", e))?;
+    let sealed = row.get_ref(1).map_err(failed(doing))?;
+    let sealed = sealed
+        .as_blob_or_null()
+        .map_err(|e| unreadable("the secrets of a resource", e))?;
+    recent.keep(as_of, id, body, sealed)
 }
 
 pub(crate) fn ids_in_phases(

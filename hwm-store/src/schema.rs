@@ -1,6 +1,6 @@
 //! Opening the file: what it must be, and the steps from older schemas to the newest.
 
-use std::fs::OpenOptions;
+use std::fs::{File, OpenOptions, TryLockError};
 use std::io::ErrorKind;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
@@ -19,8 +19,9 @@ const APPLICATION_ID: i64 = 0x6877_6d31;
 /// SQLite before this can lose commits when a write-ahead log is reset with two connections open.
 const OLDEST_SQLITE: i32 = 3_051_003;
 
-/// Opens a connection that may write, and brings the file to the newest schema.
-pub(crate) fn open_writer(path: &Path, key: &SealingKey) -> Result<Connection, OpenError> {
+/// Opens a connection that may write, and brings the file to the newest schema. While the other file is open,
+/// nobody else opens the store.
+pub(crate) fn open_writer(path: &Path, key: &SealingKey) -> Result<(Connection, File), OpenError> {
     if rusqlite::version_number() < OLDEST_SQLITE {
         return Err(OpenError::OldSqlite {
             found: rusqlite::version(),
@@ -39,6 +40,7 @@ pub(crate) fn open_writer(path: &Path, key: &SealingKey) -> Result<Connection, O
             path: path.to_owned(),
         });
     }
+    let lock = lock(path)?;
     if !configure_writer(&db).map_err(sqlite)? {
         return Err(OpenError::NoLog {
             path: path.to_owned(),
@@ -46,7 +48,37 @@ pub(crate) fn open_writer(path: &Path, key: &SealingKey) -> Result<Connection, O
     }
     migrate(&mut db, version, MIGRATIONS).map_err(sqlite)?;
     check_key(&mut db, path, key)?;
-    Ok(db)
+    Ok((db, lock))
+}
+
+/// Locks a file beside the store. The store's own file will not do: closing it would end SQLite's locks.
+fn lock(path: &Path) -> Result<File, OpenError> {
+    let mut name = path.as_os_str().to_owned();
+    name.push("-lock");
+    let file = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .open(name);
+    let path = path.to_owned();
+    let file = match file {
+        Ok(file) => file,
+        Err(error)
+            if matches!(
+                error.kind(),
+                ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem
+            ) =>
+        {
+            return Err(OpenError::ReadOnly { path });
+        }
+        Err(source) => return Err(OpenError::Io { path, source }),
+    };
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(OpenError::InUse { path }),
+        Err(TryLockError::Error(source)) => Err(OpenError::Io { path, source }),
+    }
 }
 
 /// Opens a connection that only reads.

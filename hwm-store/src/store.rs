@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -19,9 +20,9 @@ use hwm_core::store::{
     PruneLimits, Remembered, Result, Store, StoreError, Transaction,
 };
 
-use crate::decoded::Decoded;
 use crate::error::{OpenError, failed};
 use crate::readers::Readers;
+use crate::recent::Recent;
 use crate::seal::SealingKey;
 use crate::writer::Writer;
 use crate::{claims, list, reads, schema};
@@ -36,10 +37,12 @@ pub struct SqliteStore {
 struct Inner {
     path: PathBuf,
     key: SealingKey,
-    decoded: Arc<Decoded>,
+    recent: Arc<Recent>,
     // Closed before the writer, whose connection then empties the log into the file.
     readers: Readers,
     writer: Writer,
+    // Given up last, when nothing is open any more.
+    _lock: File,
 }
 
 /// What a store has done since it was opened.
@@ -77,23 +80,25 @@ impl SqliteStore {
     ///
     /// As for [`open`](Self::open).
     pub fn open_limited(path: &Path, key: SealingKey, most_bytes: Option<u64>) -> Result<Self, OpenError> {
-        let db = schema::open_writer(path, &key)?;
+        let (db, lock) = schema::open_writer(path, &key)?;
         if let Some(bytes) = most_bytes {
             let pages = i64::try_from(bytes / 4096).unwrap_or(i64::MAX).max(1);
             db.pragma_update(None, "max_page_count", pages)
                 .map_err(|e| OpenError::from_sqlite(path, e))?;
         }
         let readers = Readers::open(path)?;
-        let writer = Writer::spawn(db, key.clone()).map_err(|source| OpenError::Io {
+        let recent = Arc::new(Recent::new());
+        let writer = Writer::spawn(db, key.clone(), recent.clone()).map_err(|source| OpenError::Io {
             path: path.to_owned(),
             source,
         })?;
         let inner = Inner {
             path: path.to_owned(),
             key,
-            decoded: Arc::new(Decoded::new()),
+            recent,
             readers,
             writer,
+            _lock: lock,
         };
         Ok(Self {
             inner: Arc::new(inner),
@@ -140,16 +145,17 @@ impl Store for SqliteStore {
     }
 
     async fn record(&self, id: ResourceId) -> Result<Option<Record>> {
-        self.inner
-            .readers
-            .here(|db| reads::record(db, &self.inner.decoded, &self.inner.key, id))
+        let Inner {
+            readers, recent, key, ..
+        } = &*self.inner;
+        reads::record(readers, recent, key, id)
     }
 
     async fn list(&self, query: ListQuery) -> Result<ListPage> {
-        let decoded = self.inner.decoded.clone();
+        let recent = self.inner.recent.clone();
         self.inner
             .readers
-            .aside(move |db| list::page(db, &decoded, &query))
+            .aside(move |db| list::page(db, &recent, &query))
             .await
     }
 

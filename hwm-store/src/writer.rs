@@ -15,6 +15,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use crate::error::failed;
 use crate::group::{Group, Known};
 use crate::prune;
+use crate::recent::Recent;
 use crate::seal::SealingKey;
 
 /// The most that is committed at once, so that the first does not wait too long.
@@ -52,13 +53,14 @@ pub(crate) struct Writer {
 }
 
 impl Writer {
-    pub(crate) fn spawn(db: Connection, key: SealingKey) -> std::io::Result<Self> {
+    pub(crate) fn spawn(db: Connection, key: SealingKey, recent: Arc<Recent>) -> std::io::Result<Self> {
         let (jobs, queue) = mpsc::channel();
         let done = Arc::new(Done::default());
         let worker = Worker {
             db,
             key,
             known: Known::default(),
+            recent,
             done: done.clone(),
         };
         let thread = std::thread::Builder::new()
@@ -110,6 +112,7 @@ struct Worker {
     db: Connection,
     key: SealingKey,
     known: Known,
+    recent: Arc<Recent>,
     done: Arc<Done>,
 }
 
@@ -174,6 +177,9 @@ impl Worker {
 
     /// Commits transactions together: the answer of each, or why none was.
     fn group(&mut self, transactions: &[&Transaction]) -> Result<Vec<Committed>, StoreError> {
+        let recent = self.recent.clone();
+        let ids = transactions.iter().flat_map(|t| &t.records).map(|w| w.record.id);
+        let _writing = recent.writing(ids);
         let answers = self.write(|group| {
             let mut answers = Vec::with_capacity(transactions.len());
             for transaction in transactions {
@@ -191,6 +197,8 @@ impl Worker {
     }
 
     fn prune(&mut self, limits: &PruneLimits) -> Result<prune::Pruned, StoreError> {
+        let recent = self.recent.clone();
+        let _writing = recent.writing_any();
         self.write(|group| {
             let pruned = prune::some(group, limits)?;
             Ok((pruned, pruned.gone > 0))
@@ -202,7 +210,9 @@ impl Worker {
         &mut self,
         body: impl FnOnce(&mut Group<'_>) -> Result<(T, bool), StoreError>,
     ) -> Result<T, StoreError> {
-        let Self { db, key, known, done } = self;
+        let Self {
+            db, key, known, done, ..
+        } = self;
         let result = (|| {
             db.execute_batch("BEGIN IMMEDIATE")
                 .map_err(failed("beginning a commit"))?;

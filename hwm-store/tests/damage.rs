@@ -80,6 +80,18 @@ async fn it_is_there_again_when_it_is_opened_again() {
 }
 
 #[tokio::test]
+async fn a_store_that_is_open_is_not_opened_again() {
+    let (_folder, path) = store_with(1).await;
+    let first = open(&path).unwrap();
+    let error = open(&path).unwrap_err();
+    assert!(matches!(error, OpenError::InUse { .. }), "{error}");
+    first.commit(created(2)).await.unwrap();
+    drop(first);
+    let again = open(&path).unwrap();
+    assert_eq!(again.record(record(2).id).await, Ok(Some(record(2))));
+}
+
+#[tokio::test]
 async fn a_newer_schema_is_refused() {
     let (_folder, path) = store_with(1).await;
     Connection::open(&path)

@@ -33,6 +33,7 @@ pub async fn run<S: Store>(make: impl AsyncFn() -> S) {
     commits::failed_transactions_leave_nothing(&make().await).await;
     commits::one_of_many_wins(&make().await).await;
     commits::readers_see_transactions_whole(&make().await).await;
+    commits::answers_are_seen_at_once(&make().await).await;
 
     claims::keys_have_one_holder(&make().await).await;
     claims::release_comes_before_claim(&make().await).await;

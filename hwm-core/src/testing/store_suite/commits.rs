@@ -1,5 +1,7 @@
 //! Records, revisions, atomicity.
 
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use futures_util::future::{join, join_all};
 
 use super::fixtures::{
@@ -344,6 +346,46 @@ pub(super) async fn readers_see_transactions_whole(store: &impl Store) {
             let names: Vec<&str> = page.records.iter().map(|r| r.name.as_str()).collect();
             assert_eq!(names.len(), 2, "both are there");
             assert_eq!(names[0], names[1], "a transaction is seen whole");
+        }
+        Ok::<(), StoreError>(())
+    };
+    let (wrote, read) = join(writer, reader).await;
+    assert_eq!(wrote, Ok(()), "writers are not stopped by readers");
+    assert_eq!(read, Ok(()), "readers are not stopped by writers");
+}
+
+pub(super) async fn answers_are_seen_at_once(store: &impl Store) {
+    let revised = |revision| Record {
+        revision,
+        ..record(1)
+    };
+    commit(store, write(revised(1), None)).await;
+    let answered = AtomicU64::new(1);
+    let writer = async {
+        for revision in 2..200 {
+            store.commit(write(revised(revision), Some(revision - 1))).await?;
+            answered.store(revision, Ordering::SeqCst);
+        }
+        Ok::<(), CommitError>(())
+    };
+    let reader = async {
+        let mut seen = 0;
+        while seen < 199 {
+            let least = answered.load(Ordering::SeqCst).max(seen);
+            let found = store.record(record(1).id).await?;
+            seen = found.map_or(0, |record| record.revision);
+            assert!(
+                seen >= least,
+                "revision {least} was answered or seen, then {seen} was read"
+            );
+            let page = store.list(ListQuery::default()).await?;
+            let listed = page.records.first().map_or(0, |record| record.revision);
+            assert!(
+                listed >= seen,
+                "revision {seen} was read, then {listed} was listed"
+            );
+            seen = listed;
+            tokio::task::yield_now().await;
         }
         Ok::<(), StoreError>(())
     };
