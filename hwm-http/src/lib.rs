@@ -19,7 +19,7 @@
 //! # A request on its way
 //!
 //! ```text
-//! correlate ─ CORS ─ catch panics ─ rate by address ─ time limit ─▶ handler
+//! correlate ─ CORS ─ catch panics ─ limit (rate by address, time) ─▶ handler
 //! (id, span,                                                          │ Caller: token, rate by caller
 //!  metrics,                                                           │ Id, Query, Change: ids, query, body
 //!  error bodies)                                                      ▼
@@ -58,6 +58,7 @@ use axum::http::{HeaderName, HeaderValue, Method, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse as _, Response};
 use hwm_core::manager::Manager;
+use tower::ServiceBuilder;
 use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::cors::{AllowOrigin, CorsLayer};
 
@@ -77,22 +78,21 @@ pub fn router(manager: Manager, options: Options) -> Router {
     let body_limit = options.body_limit;
     let api = Api::new(manager, options);
     let (routes, _) = routes::all().split_for_parts();
-    let mut router = routes
-        .merge(routes::docs::router(&document))
-        .fallback(unknown_path)
-        .method_not_allowed_fallback(unknown_method)
-        .layer(DefaultBodyLimit::max(body_limit))
-        .layer(middleware::from_fn_with_state(api.clone(), limit_time))
-        .layer(middleware::from_fn_with_state(api.clone(), ratelimit::by_address))
-        .layer(CatchPanicLayer::custom(panicked));
-    if let Some(cors) = cors {
-        router = router.layer(cors);
-    }
-    router
+    // One stack of layers: a router boxes what each call of `layer` gives it.
+    let layers = ServiceBuilder::new()
         .layer(middleware::from_fn_with_state(
             api.clone(),
             correlation::correlate,
         ))
+        .option_layer(cors)
+        .layer(CatchPanicLayer::custom(panicked))
+        .layer(middleware::from_fn_with_state(api.clone(), limit))
+        .layer(DefaultBodyLimit::max(body_limit));
+    routes
+        .merge(routes::docs::router(&document))
+        .fallback(unknown_path)
+        .method_not_allowed_fallback(unknown_method)
+        .layer(layers)
         .with_state(api)
 }
 
@@ -113,8 +113,12 @@ async fn unknown_method(method: Method) -> Response {
     .into_response()
 }
 
-/// Every answer must begin in time. A command that runs in a container has a limit of its own.
-async fn limit_time(State(api): State<Shared>, request: Request, next: Next) -> Response {
+/// One address asks only so fast, and every answer must begin in time. A command that runs in a container has a
+/// time limit of its own.
+async fn limit(State(api): State<Shared>, request: Request, next: Next) -> Response {
+    if let Err(refused) = ratelimit::by_address(&api, &request) {
+        return refused.into_response();
+    }
     let is_exec = request.method() == Method::POST
         && request
             .extensions()

@@ -6,15 +6,13 @@ use std::num::NonZeroU32;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use axum::extract::{ConnectInfo, Request, State};
-use axum::middleware::Next;
-use axum::response::{IntoResponse as _, Response};
+use axum::extract::{ConnectInfo, Request};
 use governor::clock::{Clock as _, DefaultClock};
 use governor::{DefaultKeyedRateLimiter, Quota, RateLimiter};
 
 use crate::error::ApiError;
 use crate::options::Rate;
-use crate::state::Shared;
+use crate::state::Api;
 
 /// Keys that were quiet are forgotten once in so many requests, so that strangers do not fill the memory.
 const SWEEP_EVERY: u32 = 4096;
@@ -48,15 +46,15 @@ impl<K: Hash + Eq + Clone> Limiter<K> {
     }
 }
 
-/// The layer before authentication: one address cannot keep the server busy with tokens that fail.
-pub(crate) async fn by_address(State(api): State<Shared>, request: Request, next: Next) -> Response {
-    if let Some(limiter) = &api.addresses
-        && let Some(ConnectInfo(peer)) = request.extensions().get::<ConnectInfo<std::net::SocketAddr>>()
-        && let Err(wait) = limiter.check(&network(peer.ip()))
-    {
-        return ApiError::rate_limited(wait).into_response();
-    }
-    next.run(request).await
+/// Judged before authentication: one address cannot keep the server busy with tokens that fail.
+pub(crate) fn by_address(api: &Api, request: &Request) -> Result<(), ApiError> {
+    let (Some(limiter), Some(ConnectInfo(peer))) = (
+        &api.addresses,
+        request.extensions().get::<ConnectInfo<std::net::SocketAddr>>(),
+    ) else {
+        return Ok(());
+    };
+    limiter.check(&network(peer.ip())).map_err(ApiError::rate_limited)
 }
 
 /// One customer has at least a /64 of IPv6, so that is what is counted.

@@ -99,8 +99,8 @@ impl Manager {
     }
 
     /// The same manager, seen and used as `principal` may.
-    pub fn as_principal(&self, principal: Principal) -> Scoped {
-        Scoped::new(self.core.clone(), principal)
+    pub fn as_principal(&self, principal: impl Into<Arc<Principal>>) -> Scoped {
+        Scoped::new(self.core.clone(), principal.into())
     }
 
     /// The node's id.

@@ -15,7 +15,7 @@ use crate::state::{Api, Shared};
 /// Who is asking and what proves it: all that outlives a request in tickets and streams.
 #[derive(Clone)]
 pub(crate) struct Identity {
-    pub(crate) principal: Principal,
+    pub(crate) principal: Arc<Principal>,
     pub(crate) credential: Credential,
 }
 
@@ -44,7 +44,7 @@ impl Identity {
             .verify(token, now)
             .map_err(|refused| ApiError::unauthorized(Some(refused.0)))?;
         Ok(Self {
-            principal: verified.principal,
+            principal: Arc::new(verified.principal),
             credential: Credential {
                 token: token.into(),
                 expires: verified.expires,

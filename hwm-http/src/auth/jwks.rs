@@ -127,9 +127,6 @@ fn usable(jwk: &Jwk) -> Option<Key> {
     if jwk.common.key_algorithm.is_some_and(|given| given != named) {
         return None;
     }
-    Some(Key {
-        id: jwk.common.key_id.clone(),
-        algorithm,
-        key: DecodingKey::from_jwk(jwk).ok()?,
-    })
+    let key = DecodingKey::from_jwk(jwk).ok()?;
+    Some(Key::new(jwk.common.key_id.clone(), algorithm, key))
 }

@@ -71,8 +71,27 @@ pub fn sign_hs256(secret: &[u8], claims: &Claims) -> Result<String, super::AuthE
 pub(super) struct Key {
     /// Its `kid`, where it has one.
     pub(super) id: Option<String>,
-    pub(super) algorithm: Algorithm,
-    pub(super) key: DecodingKey,
+    algorithm: Algorithm,
+    key: DecodingKey,
+    /// What the library is to check.
+    validation: Validation,
+}
+
+impl Key {
+    pub(super) fn new(id: Option<String>, algorithm: Algorithm, key: DecodingKey) -> Self {
+        // exp, nbf, aud and iss are judged here, with our clock and without the library's leniencies.
+        let mut validation = Validation::new(algorithm);
+        validation.validate_exp = false;
+        validation.validate_nbf = false;
+        validation.validate_aud = false;
+        validation.required_spec_claims.clear();
+        Self {
+            id,
+            algorithm,
+            key,
+            validation,
+        }
+    }
 }
 
 /// What must be true of a token besides its signature.
@@ -196,13 +215,6 @@ pub(super) fn verify<'a>(
     let algorithm = header
         .algorithm()
         .ok_or(Refused("its algorithm is not accepted"))?;
-    // exp, nbf, aud and iss are judged below, with our clock and without the library's leniencies.
-    let mut validation = Validation::new(algorithm);
-    validation.validate_exp = false;
-    validation.validate_nbf = false;
-    validation.validate_aud = false;
-    validation.required_spec_claims.clear();
-
     let mut refused = Refused("no key has its algorithm and key id");
     for key in keys.filter(|key| key.algorithm == algorithm) {
         // A key that has an id is for tokens that name it; a token without one may try.
@@ -211,7 +223,7 @@ pub(super) fn verify<'a>(
         {
             continue;
         }
-        match jsonwebtoken::decode::<Received>(token, &key.key, &validation) {
+        match jsonwebtoken::decode::<Received>(token, &key.key, &key.validation) {
             Ok(data) => return accept(data.claims, expectations, now),
             Err(error) => {
                 use jsonwebtoken::errors::ErrorKind;

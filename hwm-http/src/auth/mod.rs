@@ -80,11 +80,8 @@ impl Auth {
                 "the shared secret is short: 32 random bytes are good"
             );
         }
-        Ok(Self::of(vec![Key {
-            id: None,
-            algorithm: Algorithm::HS256,
-            key: DecodingKey::from_secret(secret),
-        }]))
+        let key = DecodingKey::from_secret(secret);
+        Ok(Self::of(vec![Key::new(None, Algorithm::HS256, key)]))
     }
 
     /// Tokens signed with the private half of a public key: RS256, ES256 or EdDSA, as the key is.
@@ -99,13 +96,7 @@ impl Auth {
         ];
         candidates
             .into_iter()
-            .find_map(|(algorithm, key)| {
-                key.ok().map(|key| Key {
-                    id: None,
-                    algorithm,
-                    key,
-                })
-            })
+            .find_map(|(algorithm, key)| key.ok().map(|key| Key::new(None, algorithm, key)))
             .map(|key| Self::of(vec![key]))
             .ok_or(AuthError::Pem)
     }

@@ -460,8 +460,16 @@ pub(crate) async fn delete(
 }
 
 fn show(status: StatusCode, found: &Versioned) -> Response {
-    let tag = [(header::ETAG, conditional::etag(found.revision))];
-    (status, tag, Json(&found.resource)).into_response()
+    let headers = [
+        (header::ETAG, conditional::etag(found.revision)),
+        (header::CONTENT_TYPE, HeaderValue::from_static("application/json")),
+    ];
+    // A resource takes more than the buffer that Json begins with.
+    let mut body = Vec::with_capacity(4096);
+    match serde_json::to_writer(&mut body, &found.resource) {
+        Ok(()) => (status, headers, body).into_response(),
+        Err(error) => ApiError::internal(error.to_string()).into_response(),
+    }
 }
 
 /// The resource after a change: as it was accepted, or, where the client waited, as it then is.

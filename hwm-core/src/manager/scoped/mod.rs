@@ -25,7 +25,7 @@ use crate::resource::Record;
 #[derive(Clone)]
 pub struct Scoped {
     core: Arc<Core>,
-    principal: Principal,
+    principal: Arc<Principal>,
 }
 
 impl fmt::Debug for Scoped {
@@ -37,7 +37,7 @@ impl fmt::Debug for Scoped {
 }
 
 impl Scoped {
-    pub(super) fn new(core: Arc<Core>, principal: Principal) -> Self {
+    pub(super) fn new(core: Arc<Core>, principal: Arc<Principal>) -> Self {
         Self { core, principal }
     }
 
