@@ -143,6 +143,20 @@ async fn auto_never_simulates_and_says_why_there_is_nothing() {
     assert_eq!(refused["code"], "UNSUPPORTED", "{status} {refused}");
 }
 
+#[test]
+fn a_host_without_certificates_is_served() {
+    let (_folder, data) = data_dir();
+    let mut command = program();
+    command
+        .args(["--listen", "127.0.0.1:0", "--containers", "docker"])
+        .args(["--docker-host", "unix:///nowhere/docker.sock", "--data-dir"])
+        .arg(&data)
+        .env("SSL_CERT_FILE", "/dev/null")
+        .env("SSL_CERT_DIR", "/nowhere");
+    // It is ready, or this panics with what it said.
+    Server::spawn(&mut command);
+}
+
 #[tokio::test]
 async fn printed_tokens_reach_as_far_as_their_roles() {
     let (_folder, data) = data_dir();

@@ -19,6 +19,8 @@ impl Prober {
             .timeout(TIMEOUT)
             .redirect(reqwest::redirect::Policy::none())
             .no_proxy()
+            // It asks over http:// alone, and a host may have no certificates.
+            .tls_certs_only([])
             // A container that was replaced must not be asked over a connection to its predecessor.
             .pool_max_idle_per_host(0)
             .build()?;

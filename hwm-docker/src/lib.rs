@@ -198,8 +198,7 @@ impl DockerBackend {
         let model_roots = options.model_roots.iter().chain(&options.volume_roots).cloned();
         let model_roots = Roots::new(model_roots, endpoint.socket());
         let s3 = Arc::new(options.s3.clone());
-        let http = |e: reqwest::Error| OptionsError::Http(Box::new(e));
-        let models = Models::new(model_roots, options.model_cache.clone(), sources, s3).map_err(http)?;
+        let models = Models::new(model_roots, options.model_cache.clone(), sources, s3);
         let advertise = options
             .advertise
             .clone()
@@ -221,7 +220,7 @@ impl DockerBackend {
             volume_roots,
             words: LastWords::default(),
             sampler: Sampler::default(),
-            prober: health::Prober::new().map_err(http)?,
+            prober: health::Prober::new().map_err(|e| OptionsError::Http(Box::new(e)))?,
             advertise,
             options,
         })))

@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use futures_util::StreamExt;
@@ -146,33 +146,42 @@ pub(crate) struct Models {
     sources: Sources,
     s3: S3,
     fetches: Flights<String, ()>,
-    http: reqwest::Client,
+    http: OnceLock<reqwest::Client>,
 }
 
 impl Models {
-    pub(crate) fn new(
-        roots: Roots,
-        cache: PathBuf,
-        sources: Sources,
-        s3: S3,
-    ) -> std::result::Result<Self, reqwest::Error> {
-        let http = reqwest::Client::builder()
-            .connect_timeout(CONNECT_TIMEOUT)
-            .read_timeout(STALL)
-            .dns_resolver(sources.resolver())
-            .redirect(sources.redirects())
-            .referer(false)
-            // A proxy would resolve names where we cannot look.
-            .no_proxy()
-            .build()?;
-        Ok(Self {
+    pub(crate) fn new(roots: Roots, cache: PathBuf, sources: Sources, s3: S3) -> Self {
+        Self {
             roots,
             cache,
             sources,
             s3,
             fetches: Flights::default(),
-            http,
-        })
+            http: OnceLock::new(),
+        }
+    }
+
+    /// What fetches; made at the first fetch, because it needs certificates that a host may lack and who has all models
+    /// does not need.
+    fn http(&self, doing: &str) -> Result<reqwest::Client> {
+        if let Some(client) = self.http.get() {
+            return Ok(client.clone());
+        }
+        let client = reqwest::Client::builder()
+            .connect_timeout(CONNECT_TIMEOUT)
+            .read_timeout(STALL)
+            .dns_resolver(self.sources.resolver())
+            .redirect(self.sources.redirects())
+            .referer(false)
+            // A proxy would resolve names where we cannot look.
+            .no_proxy()
+            .build()
+            .map_err(|e| {
+                let help =
+                    "a host without certificates of public authorities needs Debian's ca-certificates, or the like";
+                BackendError::new(BackendErrorKind::Failed, doing, format!("{}: {help}", cause(&e)))
+            })?;
+        Ok(self.http.get_or_init(|| client).clone())
     }
 
     /// What stands against a `modelPath`, if anything, and what a local one is after links are resolved.
@@ -229,14 +238,16 @@ impl Models {
     }
 
     async fn fetch(&self, remote: Remote, progress: &ProgressSink) -> Result<()> {
-        let (cache, http, s3) = (self.cache.clone(), self.http.clone(), Arc::clone(&self.s3));
+        let doing = format!("fetching model {}", remote.shown());
+        let http = self.http(&doing)?;
+        let (cache, s3) = (self.cache.clone(), Arc::clone(&self.s3));
         self.fetches
             .join(remote.key(), progress, |progress| {
                 Box::pin(async move {
                     let fetch = Fetch {
                         done: cache.join(remote.key()),
                         part: cache.join(format!("{}.part", remote.key())),
-                        doing: format!("fetching model {}", remote.shown()),
+                        doing,
                         remote,
                         http,
                         s3,
@@ -247,6 +258,15 @@ impl Models {
             })
             .await
     }
+}
+
+/// The innermost cause, which says what went wrong.
+fn cause(error: &reqwest::Error) -> String {
+    let mut cause: &dyn std::error::Error = error;
+    while let Some(inner) = cause.source() {
+        cause = inner;
+    }
+    cause.to_string()
 }
 
 async fn exists(path: &Path) -> Result<bool> {
@@ -429,12 +449,7 @@ impl Fetch {
     }
 
     fn broken(&self, error: &reqwest::Error) -> Stop {
-        let mut message = error.to_string();
-        let mut source = std::error::Error::source(error);
-        while let Some(inner) = source {
-            message = inner.to_string();
-            source = inner.source();
-        }
+        let message = cause(error);
         // A redirect to where we may not go will not change by asking again.
         if error.is_redirect() || message.contains("no public address") {
             return Stop::ForGood(self.failed(BackendErrorKind::Denied, message));

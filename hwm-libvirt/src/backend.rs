@@ -85,7 +85,7 @@ impl Libvirt {
             &options.pool,
             &options.owner,
             &options.cache_dir,
-        )?;
+        );
         let inner = Arc::new(Inner {
             observations: Observations::new(connection.events()),
             hubs: SerialHubs::default(),

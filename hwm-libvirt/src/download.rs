@@ -54,8 +54,22 @@ fn io(path: &Path, error: &std::io::Error) -> BackendError {
     failed(kind, format!("{}: {error}", path.display()))
 }
 
+/// What downloads.
+pub(crate) fn client() -> Result<reqwest::Client> {
+    reqwest::Client::builder()
+        .connect_timeout(Duration::from_secs(20))
+        .read_timeout(Duration::from_secs(60))
+        .user_agent(concat!("hwm/", env!("CARGO_PKG_VERSION")))
+        .redirect(reqwest::redirect::Policy::custom(follow))
+        .build()
+        .map_err(|e| {
+            let help = "a host without certificates of public authorities needs Debian's ca-certificates, or the like";
+            failed(BackendErrorKind::Failed, format!("{}: {help}", cause(&e)))
+        })
+}
+
 /// Follows a redirect that does not leave TLS.
-pub(crate) fn follow(attempt: reqwest::redirect::Attempt<'_>) -> reqwest::redirect::Action {
+fn follow(attempt: reqwest::redirect::Attempt<'_>) -> reqwest::redirect::Action {
     let was_https = attempt.previous().iter().any(|url| url.scheme() == "https");
     if attempt.previous().len() > 5 {
         attempt.error("too many redirects")

@@ -67,9 +67,10 @@ impl Shared {
         url: &str,
         say: &(dyn Fn(String, Option<u8>) + Send + Sync),
     ) -> std::result::Result<Downloaded, BackendError> {
+        let http = self.http()?;
         let expected = match &image.checksum {
             Some(Checksum::Pinned(digest)) => digest.clone(),
-            Some(Checksum::Listed(list)) => download::listed(&self.http, list, url).await?,
+            Some(Checksum::Listed(list)) => download::listed(http, list, url).await?,
             None => {
                 return Err(error(
                     BackendErrorKind::Invalid,
@@ -78,7 +79,17 @@ impl Shared {
                 ));
             }
         };
-        download::fetch(&self.http, url, &expected, &self.cache, image.name.as_str(), say).await
+        download::fetch(http, url, &expected, &self.cache, image.name.as_str(), say).await
+    }
+
+    /// What downloads; made at the first download, because it needs certificates that a host may lack and who has all
+    /// images does not need.
+    fn http(&self) -> std::result::Result<&reqwest::Client, BackendError> {
+        if let Some(client) = self.http.get() {
+            return Ok(client);
+        }
+        let client = download::client()?;
+        Ok(self.http.get_or_init(|| client))
     }
 
     /// Puts a checked file into the pool.

@@ -10,7 +10,7 @@ mod record;
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use hwm_core::backend::{BackendError, BackendErrorKind, ProgressSink, Result};
@@ -18,7 +18,6 @@ use tokio::sync::watch;
 
 use crate::catalog::{Catalog, Image, ImageFormat};
 use crate::connection::{Connection, Fault};
-use crate::download;
 
 pub use prune::StoredImage;
 pub(crate) use record::Kept;
@@ -58,7 +57,7 @@ struct Shared {
     pool: String,
     owner: String,
     cache: PathBuf,
-    http: reqwest::Client,
+    http: OnceLock<reqwest::Client>,
     present: Mutex<HashMap<String, BaseImage>>,
     fetches: Mutex<HashMap<String, watch::Receiver<Fetch>>>,
 }
@@ -74,26 +73,19 @@ impl Images {
         pool: &str,
         owner: &str,
         cache: &Path,
-    ) -> Result<Self> {
-        let http = reqwest::Client::builder()
-            .connect_timeout(Duration::from_secs(20))
-            .read_timeout(Duration::from_secs(60))
-            .user_agent(concat!("hwm/", env!("CARGO_PKG_VERSION")))
-            .redirect(reqwest::redirect::Policy::custom(download::follow))
-            .build()
-            .map_err(|e| BackendError::new(BackendErrorKind::Failed, "preparing downloads", e.to_string()))?;
-        Ok(Self {
+    ) -> Self {
+        Self {
             shared: Arc::new(Shared {
                 connection,
                 catalog,
                 pool: pool.to_owned(),
                 owner: owner.to_owned(),
                 cache: cache.to_owned(),
-                http,
+                http: OnceLock::new(),
                 present: Mutex::default(),
                 fetches: Mutex::default(),
             }),
-        })
+        }
     }
 
     pub(crate) fn catalog(&self) -> &Catalog {
