@@ -7,12 +7,12 @@ use std::process::Command;
 use hwm_core::accelerator::{Attachment, DeviceGrant};
 use hwm_core::backend::Workload;
 use hwm_core::config::{CloudInit, Config, IpMode, MachineConfig, NetworkConfig, NetworkKind};
-use hwm_core::id::{GpuUuid, ResourceId};
+use hwm_core::id::{GpuUuid, ResourceId, SnapshotId};
 use hwm_core::secret::Secret;
 use hwm_core::units::Bytes;
 
-use crate::catalog::{Catalog, Guest, Image};
-use crate::domain::{Hypervisor, Plug, domain_xml};
+use crate::catalog::{Bus, Catalog, Guest, Image};
+use crate::domain::{Hypervisor, Plug, domain_xml, snapshot_xml};
 use crate::images::{BaseImage, Kept};
 use crate::machine::{Parts, Surroundings, domain, seed, seed_bytes};
 use crate::options::LibvirtOptions;
@@ -164,6 +164,20 @@ fn every_domain_and_volume_passes_libvirts_schema() {
         }
     }
     assert_eq!(count, 8 * 2 * 3 * 3);
+}
+
+/// libvirt is not asked to check these at each snapshot, which would take it longer than a small snapshot does.
+#[test]
+fn every_snapshot_is_one_for_libvirt() {
+    let folder = tempfile::tempdir().unwrap();
+    let id = SnapshotId::from_u128(5);
+    for bus in [Bus::Virtio, Bus::Sata] {
+        for memory in [true, false] {
+            let document = snapshot_xml(id, bus, memory).unwrap();
+            let xml = put(folder.path(), "snapshot.xml", document);
+            run("virt-xml-validate", &[&xml, "domainsnapshot"]);
+        }
+    }
 }
 
 #[test]

@@ -203,11 +203,15 @@ impl Host {
 }
 
 impl Host {
+    /// Takes a snapshot, or only keeps the record of one.
+    ///
+    /// libvirt does not check the XML against its schema: reading that takes it 40 ms, as long as a small snapshot. A
+    /// test checks whatever can be written instead.
     pub(crate) fn create_snapshot(&self, id: ResourceId, xml: &str, record_only: bool) -> Result<()> {
         let flags = if record_only {
             sys::VIR_DOMAIN_SNAPSHOT_CREATE_REDEFINE
         } else {
-            sys::VIR_DOMAIN_SNAPSHOT_CREATE_VALIDATE
+            0
         };
         DomainSnapshot::create_xml(&self.domain(id)?, xml, flags)?;
         Ok(())
