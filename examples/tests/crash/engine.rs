@@ -2,7 +2,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
-use std::process::Command;
 use std::sync::Arc;
 
 use hwm_core::backend::Backend;
@@ -10,6 +9,9 @@ use hwm_core::validate::Rules;
 use hwm_docker::{DockerBackend, DockerOptions};
 use serde_json::{Value, json};
 
+#[cfg(feature = "libvirt")]
+use crate::common::daemons::remove_machines;
+use crate::common::daemons::{containers, docker, variable};
 #[cfg(feature = "libvirt")]
 use crate::machines;
 
@@ -26,10 +28,6 @@ pub(crate) enum Engine {
 pub(crate) struct Seen {
     pub(crate) runs: bool,
     pub(crate) memory_mb: u64,
-}
-
-pub(crate) fn variable(name: &str) -> String {
-    std::env::var(name).unwrap_or_else(|_| panic!("{name} is not set: see scripts/lab, and read DIR/env"))
 }
 
 impl Engine {
@@ -157,27 +155,7 @@ impl Engine {
                 }
             }
             #[cfg(feature = "libvirt")]
-            Self::Libvirt => machines::clean(node),
+            Self::Libvirt => remove_machines(node),
         }
     }
-}
-
-fn containers(node: &str) -> Vec<String> {
-    let label = format!("label=io.hwm.owner={node}");
-    let names = docker(&["ps", "-a", "--format", "{{.Names}}", "--filter", &label]);
-    names.lines().map(str::to_owned).collect()
-}
-
-fn docker(words: &[&str]) -> String {
-    let output = Command::new("docker")
-        .args(["-H", &variable("HWM_TEST_DOCKER_HOST")])
-        .args(words)
-        .output()
-        .unwrap();
-    assert!(
-        output.status.success(),
-        "{words:?}: {}",
-        String::from_utf8_lossy(&output.stderr)
-    );
-    String::from_utf8(output.stdout).unwrap()
 }

@@ -2,7 +2,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
-use std::process::Command;
 use std::sync::Arc;
 
 use hwm_core::backend::Backend;
@@ -10,7 +9,8 @@ use hwm_core::validate::Rules;
 use hwm_libvirt::{DomainType, Libvirt, LibvirtOptions};
 use serde_json::{Value, json};
 
-use crate::engine::{Seen, variable};
+use crate::common::daemons::{domains, pool, variable, virsh, volumes};
+use crate::engine::Seen;
 
 pub(crate) fn backend(data: &Path, node: &str) -> Arc<dyn Backend> {
     // Nothing boots from it, and so it takes no CPU.
@@ -70,55 +70,9 @@ pub(crate) fn found(node: &str) -> BTreeMap<String, Seen> {
     found
 }
 
-/// Volumes of resources that are not among `recorded`: disks, seeds, NVRAM. Images stay for the next machine.
+/// Volumes of resources that are not among `recorded`: disks, seeds, NVRAM.
 pub(crate) fn leftovers(node: &str, recorded: &BTreeSet<String>) -> Vec<String> {
-    volumes(node)
-        .into_iter()
-        .filter(|name| {
-            !name.starts_with("hwm-image-") && !recorded.iter().any(|id| name.contains(id.as_str()))
-        })
-        .collect()
-}
-
-pub(crate) fn clean(node: &str) {
-    for domain in domains(node) {
-        virsh(&["destroy", &domain]);
-        virsh(&["undefine", &domain, "--nvram", "--snapshots-metadata"]);
-    }
-    for volume in volumes(node) {
-        virsh(&["vol-delete", "--pool", &pool(node), &volume]);
-    }
-    for verb in ["pool-destroy", "pool-delete", "pool-undefine"] {
-        virsh(&[verb, &pool(node)]);
-    }
-}
-
-fn pool(node: &str) -> String {
-    format!("hwm-{node}")
-}
-
-fn domains(node: &str) -> Vec<String> {
-    let all = virsh(&["list", "--all", "--name"]);
-    let ours = all
-        .lines()
-        .filter(|name| name.starts_with("hwm-") && virsh(&["dumpxml", name]).contains(node));
-    ours.map(str::to_owned).collect()
-}
-
-fn volumes(node: &str) -> Vec<String> {
-    virsh(&["pool-refresh", &pool(node)]);
-    let all = virsh(&["vol-list", &pool(node)]);
-    all.lines()
-        .filter_map(|line| line.split_whitespace().next().map(str::to_owned))
-        .collect()
-}
-
-/// What libvirt's own client says; nothing where it refuses.
-fn virsh(words: &[&str]) -> String {
-    let output = Command::new("virsh")
-        .args(["-q", "-c", &variable("HWM_TEST_LIBVIRT_URI")])
-        .args(words)
-        .output()
-        .unwrap();
-    String::from_utf8(output.stdout).unwrap()
+    let mut volumes = volumes(node);
+    volumes.retain(|name| !recorded.iter().any(|id| name.contains(id.as_str())));
+    volumes
 }

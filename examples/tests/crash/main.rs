@@ -13,6 +13,8 @@
 )]
 
 mod child;
+#[path = "../common/mod.rs"]
+mod common;
 mod engine;
 #[cfg(feature = "libvirt")]
 mod machines;

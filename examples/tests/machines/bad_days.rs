@@ -4,8 +4,9 @@ use std::time::{Duration, Instant};
 use reqwest::{Method, StatusCode};
 use serde_json::json;
 
+use crate::common::daemons::{variable, virsh};
 use crate::common::{Client, answer, until};
-use crate::lab::{Lab, machine, variable, virsh};
+use crate::lab::{Lab, machine};
 
 /// libvirtd, ended by a signal; running again when this goes.
 struct Away;

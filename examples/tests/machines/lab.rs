@@ -10,14 +10,8 @@ use hwm_core::env::{Environment, SystemEnvironment};
 use serde_json::{Value, json};
 use tokio::sync::{Mutex, MutexGuard};
 
+use crate::common::daemons::{domains, pool, remove_machines, variable, volumes};
 use crate::common::{Server, program};
-
-/// A variable that `scripts/lab` sets.
-pub(crate) fn variable(name: &str) -> String {
-    std::env::var(name).unwrap_or_else(|_| {
-        panic!("{name} is not set: run `scripts/lab up libvirt --dir DIR` and read DIR/env")
-    })
-}
 
 /// The tests share a libvirtd that some of them stop, and two cores: one at a time.
 static ONE: Mutex<()> = Mutex::const_new(());
@@ -59,7 +53,7 @@ impl Lab {
     }
 
     pub(crate) fn pool(&self) -> String {
-        format!("hwm-{}", self.node)
+        pool(&self.node)
     }
 
     /// What says where libvirt and its images are.
@@ -105,23 +99,12 @@ impl Lab {
 
     /// The domains that carry our label, whatever they do.
     pub(crate) fn domains(&self) -> BTreeSet<String> {
-        let all = virsh(&["list", "--all", "--name"]);
-        let names = all.lines().filter(|name| name.starts_with("hwm-"));
-        names
-            .filter(|name| virsh(&["dumpxml", name]).contains(&self.node))
-            .map(str::to_owned)
-            .collect()
+        domains(&self.node)
     }
 
     /// The volumes in our pool, but for images.
     pub(crate) fn volumes(&self) -> Vec<String> {
-        virsh(&["pool-refresh", &self.pool()]);
-        let all = virsh(&["vol-list", &self.pool()]);
-        let names = all.lines().filter_map(|line| line.split_whitespace().next());
-        names
-            .filter(|name| !name.starts_with("hwm-image-"))
-            .map(str::to_owned)
-            .collect()
+        volumes(&self.node)
     }
 
     /// Nothing of ours is in libvirt.
@@ -133,30 +116,8 @@ impl Lab {
 
 impl Drop for Lab {
     fn drop(&mut self) {
-        for domain in self.domains() {
-            virsh(&["destroy", &domain]);
-            virsh(&["undefine", &domain, "--nvram", "--snapshots-metadata"]);
-        }
-        let pool = self.pool();
-        for line in virsh(&["vol-list", &pool]).lines() {
-            if let Some(name) = line.split_whitespace().next() {
-                virsh(&["vol-delete", "--pool", &pool, name]);
-            }
-        }
-        for verb in ["pool-destroy", "pool-delete", "pool-undefine"] {
-            virsh(&[verb, &pool]);
-        }
+        remove_machines(&self.node);
     }
-}
-
-/// libvirt's own client, as a second opinion.
-pub(crate) fn virsh(arguments: &[&str]) -> String {
-    let output = Command::new("virsh")
-        .args(["-q", "-c", &variable("HWM_TEST_LIBVIRT_URI")])
-        .args(arguments)
-        .output()
-        .unwrap();
-    String::from_utf8_lossy(&output.stdout).trim().to_owned()
 }
 
 /// An address on the lab's bridge, each another; others' tests take 10 to 89, and DHCP what is above 99.

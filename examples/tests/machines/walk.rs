@@ -3,8 +3,9 @@ use std::time::{Duration, Instant};
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 
+use crate::common::daemons::{variable, virsh};
 use crate::common::{Client, answer, until};
-use crate::lab::{Key, Lab, machine, variable, virsh};
+use crate::lab::{Key, Lab, machine};
 use crate::socket::Socket;
 
 const CANARY: &str = "canary-4f1c7d9e";

@@ -7,8 +7,9 @@ use hwm_core::env::{Environment, SystemEnvironment};
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 
+use crate::common::daemons::{containers, docker};
 use crate::common::{Client, data_dir, until};
-use crate::lab::{Leftovers, containers, docker, new_node, start};
+use crate::lab::{Leftovers, new_node, start};
 
 const RESOURCES: usize = 4;
 /// Lookalikes: the names and labels of hwm, and another owner or none.

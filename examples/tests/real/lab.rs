@@ -1,19 +1,13 @@
 //! The private engine, the server on it, and what looks at the engine past it.
 
-use std::collections::BTreeSet;
 use std::path::Path;
 use std::process::Command;
 
 use hwm_core::env::{Environment, SystemEnvironment};
 use serde_json::{Value, json};
 
+use crate::common::daemons::{containers, variable};
 use crate::common::{Server, program};
-
-pub(crate) fn variable(name: &str) -> String {
-    std::env::var(name).unwrap_or_else(|_| {
-        panic!("{name} is not set: run `scripts/lab up docker registry --dir DIR` and read DIR/env")
-    })
-}
 
 pub(crate) fn start(data: &Path, node: &str) -> Server {
     let mut command = program();
@@ -29,28 +23,6 @@ pub(crate) fn start(data: &Path, node: &str) -> Server {
     command.arg("--docker-host").arg(variable("HWM_TEST_DOCKER_HOST"));
     command.arg("--data-dir").arg(data);
     Server::spawn(&mut command)
-}
-
-/// The names of the containers that carry our label, whatever they do.
-pub(crate) fn containers(node: &str) -> BTreeSet<String> {
-    let label = format!("label=io.hwm.owner={node}");
-    let names = docker(&["ps", "-a", "--format", "{{.Names}}", "--filter", &label]);
-    names.lines().map(str::to_owned).collect()
-}
-
-/// What Docker's own client says.
-pub(crate) fn docker(words: &[&str]) -> String {
-    let output = Command::new("docker")
-        .args(["-H", &variable("HWM_TEST_DOCKER_HOST")])
-        .args(words)
-        .output()
-        .unwrap();
-    assert!(
-        output.status.success(),
-        "{words:?}: {}",
-        String::from_utf8_lossy(&output.stderr)
-    );
-    String::from_utf8(output.stdout).unwrap()
 }
 
 /// A node id of this test run's own, and so an owner label.

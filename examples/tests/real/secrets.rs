@@ -6,8 +6,9 @@ use std::time::Duration;
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 
+use crate::common::daemons::{containers, docker, variable};
 use crate::common::{Client, data_dir};
-use crate::lab::{Leftovers, containers, docker, new_node, start, variable};
+use crate::lab::{Leftovers, new_node, start};
 
 const CANARIES: [&str; 3] = ["canary-password-4f1d", "canary-token-b2c7", "canary-late-90ae"];
 

@@ -7,8 +7,9 @@ use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 
 use crate::common::churn::{self, Storm};
+use crate::common::daemons::{containers, variable};
 use crate::common::{answer, data_dir, until};
-use crate::lab::{Leftovers, containers, free_port, new_node, start, variable, web};
+use crate::lab::{Leftovers, free_port, new_node, start, web};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_web_server_lives_its_life_over_http() {
