@@ -9,6 +9,10 @@ use serde_json::json;
 use crate::rig::Rig;
 use crate::{Error, number};
 
+/// A snapshot takes the longer the more memory the firmware has touched, so it waits until that has looked in vain
+/// for something to boot.
+const SETTLE: Duration = Duration::from_secs(5);
+
 /// How long each part of a life took.
 #[derive(Default)]
 struct Lives {
@@ -20,10 +24,15 @@ struct Lives {
 
 pub(crate) async fn figures(rig: &Rig) -> Result<Vec<Figure>, Error> {
     let (mut raw, mut ours) = (Lives::default(), Lives::default());
-    // In turns, so that both meet the same machine.
-    for _ in 0..number("HWM_BENCH_CYCLES", 10) {
-        tokio::task::block_in_place(|| raw_life(rig, &mut raw))?;
-        our_life(rig, &mut ours).await?;
+    // In turns, each first as often as the other, so that both meet the same machine.
+    for n in 0..number("HWM_BENCH_CYCLES", 10) {
+        for is_ours in [n % 2 == 0, n % 2 != 0] {
+            if is_ours {
+                our_life(rig, &mut ours).await?;
+            } else {
+                tokio::task::block_in_place(|| raw_life(rig, &mut raw))?;
+            }
+        }
     }
     let figures = [
         ("POST to running, image present", &mut ours.up, &mut raw.up),
@@ -47,6 +56,7 @@ fn raw_life(rig: &Rig, lives: &mut Lives) -> Result<(), Error> {
     let begun = Instant::now();
     rig.raw.create(&id, false)?;
     lives.up.push(begun.elapsed());
+    std::thread::sleep(SETTLE);
     let begun = Instant::now();
     rig.raw.snapshot(&id, "one")?;
     lives.taken.push(begun.elapsed());
@@ -64,6 +74,7 @@ async fn our_life(rig: &Rig, lives: &mut Lives) -> Result<(), Error> {
     let begun = Instant::now();
     let id = rig.create("bench").await?;
     lives.up.push(begun.elapsed());
+    tokio::time::sleep(SETTLE).await;
     let path = format!("/resources/{id}/snapshots");
     let begun = Instant::now();
     let taken = rig
