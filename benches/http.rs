@@ -16,7 +16,7 @@ use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
-use hwm_benches::{Figure, admin_token, record};
+use hwm_benches::{Figure, admin_token, median, record};
 use hwm_core::env::SystemEnvironment;
 use hwm_core::lifecycle::Phase;
 use hwm_core::manager::Manager;
@@ -76,8 +76,12 @@ async fn measure(folder: &Path, time: Duration) -> Result<Vec<Figure>, Error> {
             }
         }
     }
-    let ratio = |a: &[f64], b: &[f64]| median(a.iter().zip(b).map(|(a, b)| a / b).collect());
+    let ratio = |a: &[f64], b: &[f64]| {
+        let mut ratios: Vec<f64> = a.iter().zip(b).map(|(a, b)| a / b).collect();
+        median(&mut ratios)
+    };
     let [whole, least, bare] = &rates;
+    let (of_least, of_bare) = (ratio(whole, least), ratio(whole, bare));
     let figure = |name: &str, value: f64, beside, target| Figure {
         name: name.to_owned(),
         value,
@@ -85,12 +89,8 @@ async fn measure(folder: &Path, time: Duration) -> Result<Vec<Figure>, Error> {
         beside,
         target,
     };
-    let (a, b, c) = (median(whole.clone()), median(least.clone()), median(bare.clone()));
-    eprintln!(
-        "medians of the rounds' ratios: {:.3} of the least, {:.3} of bare",
-        ratio(whole, least),
-        ratio(whole, bare)
-    );
+    eprintln!("medians of the rounds' ratios: {of_least:.3} of the least, {of_bare:.3} of bare");
+    let [a, b, c] = rates.each_mut().map(|rates| median(rates));
     Ok(vec![
         figure(
             "GET /resources/:id, 32 connections",
@@ -105,11 +105,6 @@ async fn measure(folder: &Path, time: Duration) -> Result<Vec<Figure>, Error> {
             Some("aim 0.6"),
         ),
     ])
-}
-
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_unstable_by(f64::total_cmp);
-    values.get(values.len() / 2).copied().unwrap_or_default()
 }
 
 /// All of hwm: the router, the manager, the store.

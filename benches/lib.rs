@@ -3,6 +3,7 @@
 //! Each bench ends with its figures as lines of JSON on standard output, all else goes to standard error:
 //! `cargo bench -p hwm-benches --bench store 2>/dev/null | grep '^{'`.
 
+use std::cmp::Ordering;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -90,10 +91,10 @@ pub fn admin_token(secret: &[u8]) -> Result<String, AuthError> {
     )
 }
 
-/// The middle of some durations.
-pub fn median(durations: &mut [Duration]) -> Duration {
-    durations.sort_unstable();
-    durations.get(durations.len() / 2).copied().unwrap_or_default()
+/// The middle of some values.
+pub fn median<T: PartialOrd + Copy + Default>(values: &mut [T]) -> T {
+    values.sort_unstable_by(|a, b| a.partial_cmp(b).unwrap_or(Ordering::Equal));
+    values.get(values.len() / 2).copied().unwrap_or_default()
 }
 
 /// Puts the first so many records into a store, some hundreds at a time.
