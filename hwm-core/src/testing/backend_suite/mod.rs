@@ -212,7 +212,8 @@ type Outcome<T = Verdict> = Result<T, Broken>;
 type Check<'a> = Pin<Box<dyn Future<Output = Outcome> + Send + 'a>>;
 type Promise = (&'static str, for<'a> fn(&'a Bench<'a>) -> Check<'a>);
 
-/// Runs every check, one after the other, and removes what each made.
+/// Runs every check, one after the other, and removes what each made. How long each took is told to `tracing`, at
+/// level debug.
 pub async fn run(fixture: &Fixture) -> Report {
     let mut report = Report::default();
     let promises = lifecycle::PROMISES.iter().chain(conduct::PROMISES);
@@ -223,6 +224,7 @@ pub async fn run(fixture: &Fixture) -> Report {
             made: Mutex::default(),
             polls: AtomicU64::new(0),
         };
+        let begun = fixture.env.now();
         let outcome = match check(&bench).await {
             Ok(verdict) => bench.clean().await.map(|()| verdict),
             // What went wrong first is what counts.
@@ -231,6 +233,8 @@ pub async fn run(fixture: &Fixture) -> Report {
                 Err(broken)
             }
         };
+        let seconds = fixture.env.now().since(begun).as_secs_f32();
+        tracing::debug!(promise, seconds, "checked");
         match outcome {
             Ok(Verdict::Kept) => report.kept.push(promise),
             Ok(Verdict::NotOffered) => report.unchecked.push(promise),
