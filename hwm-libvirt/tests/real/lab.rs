@@ -109,6 +109,11 @@ impl Lab {
         self.begin(workload).await;
         self.said(workload.id, "guest ready", Duration::from_secs(120))
             .await;
+        let until = Instant::now() + Duration::from_secs(30);
+        while self.sh(workload.id, "true").await.is_none() {
+            assert!(Instant::now() < until, "the guest's agent does not answer");
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
     }
 
     /// Creates and starts a machine.
