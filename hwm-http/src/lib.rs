@@ -77,7 +77,6 @@ pub fn router(manager: Manager, options: Options) -> Router {
     let cors = cors(&options.cors);
     let body_limit = options.body_limit;
     let api = Api::new(manager, options);
-    let (routes, _) = routes::all().split_for_parts();
     // One stack of layers: a router boxes what each call of `layer` gives it.
     let layers = ServiceBuilder::new()
         .layer(middleware::from_fn_with_state(
@@ -88,7 +87,7 @@ pub fn router(manager: Manager, options: Options) -> Router {
         .layer(CatchPanicLayer::custom(panicked))
         .layer(middleware::from_fn_with_state(api.clone(), limit))
         .layer(DefaultBodyLimit::max(body_limit));
-    routes
+    Router::from(routes::all())
         .merge(routes::docs::router(&document))
         .fallback(unknown_path)
         .method_not_allowed_fallback(unknown_method)

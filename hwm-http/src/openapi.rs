@@ -3,11 +3,13 @@
 use utoipa::openapi::Server;
 use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
 use utoipa::{Modify, OpenApi};
+use utoipa_axum::router::OpenApiRouter;
 
 use hwm_core::event::Event;
 
 use crate::error::{ErrorBody, ErrorCode};
 use crate::options::Options;
+use crate::routes;
 
 #[derive(OpenApi)]
 #[openapi(
@@ -49,14 +51,11 @@ impl Modify for Bearer {
     }
 }
 
-/// What the document says before any path.
-pub(crate) fn head() -> utoipa::openapi::OpenApi {
-    Head::openapi()
-}
-
 /// The OpenAPI 3.1 document of the API.
 pub fn document() -> utoipa::openapi::OpenApi {
-    crate::routes::all().split_for_parts().1
+    OpenApiRouter::with_openapi(Head::openapi())
+        .merge(routes::all())
+        .into_openapi()
 }
 
 /// The document of a server: with its version, and the address under which clients reach it.

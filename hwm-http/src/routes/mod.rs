@@ -30,7 +30,7 @@ const OPERATION_ID: HeaderName = HeaderName::from_static("operation-id");
 
 /// Every route of the document.
 pub(crate) fn all() -> OpenApiRouter<Shared> {
-    OpenApiRouter::with_openapi(crate::openapi::head())
+    OpenApiRouter::new()
         .routes(routes!(resources::create, resources::list))
         .routes(routes!(resources::get, resources::update, resources::delete))
         .routes(routes!(actions::start))
