@@ -7,6 +7,7 @@ pub(crate) mod events;
 pub(crate) mod exec;
 mod headers;
 pub(crate) mod health;
+pub(crate) mod list;
 pub(crate) mod logs;
 pub(crate) mod metrics;
 pub(crate) mod nodes;
@@ -31,7 +32,7 @@ const OPERATION_ID: HeaderName = HeaderName::from_static("operation-id");
 /// Every route of the document.
 pub(crate) fn all() -> OpenApiRouter<Shared> {
     OpenApiRouter::new()
-        .routes(routes!(resources::create, resources::list))
+        .routes(routes!(resources::create, list::list))
         .routes(routes!(resources::get, resources::update, resources::delete))
         .routes(routes!(actions::start))
         .routes(routes!(actions::stop))
