@@ -6,6 +6,7 @@ use hwm_core::backend::{BackendError, BackendErrorKind, HealthReport, Result};
 use hwm_core::config::{HealthCheck, Protocol};
 
 use crate::observe::Container;
+use crate::root_of;
 use crate::spec::port_key;
 
 const TIMEOUT: Duration = Duration::from_secs(5);
@@ -61,14 +62,6 @@ impl Prober {
             Err(error) => unhealthy(&format!("GET {} failed: {}", check.path, root_of(&error))),
         })
     }
-}
-
-fn root_of(error: &dyn std::error::Error) -> String {
-    let mut root = error;
-    while let Some(source) = root.source() {
-        root = source;
-    }
-    root.to_string()
 }
 
 fn target(container: &Container, port: u16, node: &str, local: bool) -> Option<(String, u16)> {

@@ -227,6 +227,15 @@ impl DockerBackend {
     }
 }
 
+/// The innermost cause of an error, which says what went wrong.
+fn root_of(error: &dyn std::error::Error) -> String {
+    let mut root = error;
+    while let Some(source) = root.source() {
+        root = source;
+    }
+    root.to_string()
+}
+
 /// Docker's socket, or Podman's where only that is there.
 fn default_host() -> String {
     let docker = "/var/run/docker.sock";

@@ -12,7 +12,8 @@ use reqwest::{StatusCode, header};
 use sha2::{Digest, Sha256};
 use tokio::io::{AsyncWriteExt, BufWriter};
 
-use super::{Remote, S3, STALL, Shape, cause, disk, exists, file_name, hex};
+use super::{Remote, S3, STALL, Shape, disk, exists, file_name, hex};
+use crate::root_of;
 
 const TRIES: usize = 3;
 /// Which version of the file the partial one is of.
@@ -168,7 +169,7 @@ impl Fetch {
     }
 
     fn broken(&self, error: &reqwest::Error) -> Stop {
-        let message = cause(error);
+        let message = root_of(error);
         // A redirect to where we may not go will not change by asking again.
         if error.is_redirect() || message.contains("no public address") {
             return Stop::ForGood(self.failed(BackendErrorKind::Denied, message));

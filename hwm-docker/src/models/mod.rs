@@ -18,6 +18,7 @@ use sha2::{Digest, Sha256};
 
 use crate::flight::Flights;
 use crate::paths::Roots;
+use crate::root_of;
 use crate::sources::Sources;
 use crate::spec::{BindMount, MODELS, ModelMount};
 use fetch::Fetch;
@@ -174,7 +175,7 @@ impl Models {
             .map_err(|e| {
                 let help =
                     "a host without certificates of public authorities needs Debian's ca-certificates, or the like";
-                BackendError::new(BackendErrorKind::Failed, doing, format!("{}: {help}", cause(&e)))
+                BackendError::new(BackendErrorKind::Failed, doing, format!("{}: {help}", root_of(&e)))
             })?;
         Ok(self.http.get_or_init(|| client).clone())
     }
@@ -253,15 +254,6 @@ impl Models {
             })
             .await
     }
-}
-
-/// The innermost cause, which says what went wrong.
-fn cause(error: &reqwest::Error) -> String {
-    let mut cause: &dyn std::error::Error = error;
-    while let Some(inner) = cause.source() {
-        cause = inner;
-    }
-    cause.to_string()
 }
 
 async fn exists(path: &Path) -> Result<bool> {
